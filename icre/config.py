@@ -1,0 +1,432 @@
+"""The recipe: one typed, validated description of a data set, a network, its training and its evaluation.
+
+A recipe comes from a YAML file and dotted overrides (``train.epochs=20``). Unknown keys are refused with the
+closest known one, and every error is reported at once. All fields have defaults: those of method.md §3,
+the SGD recipe of the AGW/CAJ/DEEN line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from icre.errors import ConfigError
+
+Component = Literal["mpfr", "sdce", "icg"]
+"""The three parts that ICRE adds to the baseline (Table "components" of the paper)."""
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values do not change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Synthetic(Section):
+    """Procedural people, for demos and tests; nothing measured on them is a claim about real footage."""
+
+    identities: Positive = 96
+    """Identities drawn."""
+    images_per_modality: Positive = 10
+    """Images of each identity in each modality."""
+    visible_cameras: Positive = 4
+    """Colour cameras."""
+    infrared_cameras: Positive = 2
+    """Infrared cameras."""
+    difficulty: Share = 0.4
+    """0: little but the identity varies; 1: viewpoint, occlusion and noise hide most of it."""
+
+
+class Split(Section):
+    """Which identities train, validate and test; an identity is in exactly one of the three."""
+
+    file: str | None = None
+    """JSON ``{"train": [...], "val": [...], "test": [...]}`` of identities, relative to ``data.root``."""
+    val: Share = 0.1
+    """Without a file: share of identities held out from training to choose the best epoch."""
+    test: Share = 0.5
+    """Without a file: share of identities never trained on. Membership is a hash of the identity's name, so
+    identities that arrive later never move the others."""
+
+
+class Data(Section):
+    """From an image folder to a prepared (Parquet) data set."""
+
+    name: Name = "people"
+    """Name of the prepared data set: ``<storage>/datasets/<name>``."""
+    root: str | None = None
+    """Image folder (local or s3://): ``{visible,infrared}/<identity>/<camera>_<anything>.<jpg|png|...>``."""
+    height: Annotated[int, Field(ge=32, multiple_of=16)] = 288
+    """Stored and trained height in pixels."""
+    width: Annotated[int, Field(ge=32, multiple_of=16)] = 144
+    """Stored and trained width in pixels."""
+    split: Split = Split()
+    shard_mib: PositiveFloat = 128.0
+    """Target size of a Parquet shard, MiB; a shard ends where an identity ends."""
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
+    """Quality of images that had to be resized; an image that already fits keeps its original bytes."""
+    max_unreadable_share: Share = 0.01
+    """Unreadable images are set aside and listed; more than this share of all images stops ``prepare``."""
+    synthetic: Synthetic | None = None
+    """When given, ``icre synthesize`` renders this set into ``data.root``."""
+
+
+class Model(Section):
+    """The network of method.md §1."""
+
+    backbone: Literal["resnet18", "resnet50", "resnet50_half"] = "resnet50"
+    """Dual-stream backbone; ``resnet50_half`` is the half-width variant for experiments on small machines."""
+    weights: str | None = None
+    """ImageNet checkpoint with torchvision's key names: a path, https:// or s3://. None: random start."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Expected checksum of the weights file."""
+    dim: Positive = 512
+    """Width of MPFR's map and of SDCE's tokens."""
+    heads: Positive = 8
+    """Attention heads of SDCE."""
+    mpfr_stages: tuple[Annotated[int, Field(ge=1, le=4)], ...] = (1, 2, 3)
+    """Stages that MPFR reads; (2, 3, 4) is the other reading of the paper."""
+    mpfr_mask: Literal["sigmoid", "softmax", "none"] = "sigmoid"
+    """Spatial importance masks: independent, competing over the scales, or none."""
+    sdce_order: Literal["cross_self", "cross", "self", "self_cross"] = "cross_self"
+    """Order of SDCE's two attention stages."""
+
+
+class Icg(Section):
+    """Identity Clues Guided loss, method.md §2."""
+
+    weight: NonNegative = 1.0
+    """λ: weight of the loss."""
+    rho1: NonNegative = 0.1
+    """ρ1: distance to the other modality's centre that is tolerated."""
+    rho2: NonNegative = 0.7
+    """ρ2: distance that centres of different identities must keep."""
+    normalize: bool = True
+    """L2-normalise the features first; False is the other reading (with ρ1 = 0.01)."""
+
+
+class Loss(Section):
+    """L = L_id + λ · L_icg; ``icg`` counts only with "icg" among the components."""
+
+    icg: Icg = Icg()
+    triplet: Literal["batch_hard", "weighted_regularized", "hetero_center"] | None = None
+    """A reference loss of the ablation, added to the others; None: the paper's objective."""
+
+
+class Batch(Section):
+    """One global batch: P identities × (K_V visible + K_I infrared), cut over the workers by identity."""
+
+    identities: Positive = 8
+    """P"""
+    visible: Positive = 4
+    """K_V"""
+    infrared: Positive = 4
+    """K_I"""
+
+    @property
+    def size(self) -> int:
+        """Images in the global batch."""
+        return self.identities * (self.visible + self.infrared)
+
+
+class Augmentation(Section):
+    """Batched on the training device, seeded by (seed, epoch, sample slot)."""
+
+    pad: Annotated[int, Field(ge=0)] = 10
+    """Zero padding in pixels on every side before the random crop."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    erase: Share = 0.5
+    """Probability of random erasing."""
+    grayscale: Share = 0.1
+    """Probability that a visible image becomes grey."""
+    channel_exchange: Share = 0.5
+    """Probability of CAJ's channel exchange for a visible image."""
+
+
+class Optimizer(Section):
+    """Two parameter groups: the backbone and everything new."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    """sgd: Nesterov momentum 0.9."""
+    lr: PositiveFloat = 0.1
+    """Learning rate of new layers after warm-up."""
+    backbone_lr: PositiveFloat = 0.01
+    """Learning rate of the backbone after warm-up."""
+    weight_decay: NonNegative = 5e-4
+    """L2 penalty on every parameter."""
+    max_grad_norm: PositiveFloat | None = None
+    """Clip the global gradient norm; None: no clipping."""
+
+
+class Schedule(Section):
+    """Linear warm-up, then steps down."""
+
+    warmup_epochs: NonNegative = 10.0
+    """Epochs of linear warm-up from a tenth of the learning rate."""
+    milestones: tuple[PositiveFloat, ...] = (20.0, 50.0)
+    """Epochs at which the learning rate is multiplied by ``gamma``."""
+    gamma: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Factor at each milestone."""
+
+
+class Train(Section):
+    """How long, and on what."""
+
+    epochs: Positive = 80
+    """Epochs."""
+    steps_per_epoch: Positive | None = None
+    """None: images of the larger modality / (P·K of that modality), as the field counts an epoch."""
+    workers: Positive = 1
+    """Training processes; each takes an equal cut of every global batch."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    """0: train on CPU."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Logical CPUs that Ray reserves for each worker."""
+    loaders: Positive = 2
+    """Decode tasks in flight for each worker; Ray places them on any node with a free CPU."""
+    loader_cpus: PositiveFloat = 1.0
+    """Logical CPUs that Ray reserves for each decode task."""
+    sync_batch_norm: bool = True
+    """Batch statistics over the global batch, so that N workers equal one."""
+    validate_every: Positive = 1
+    """Epochs between validations on the held-out training identities."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Times that lost workers are replaced, and training goes on from the last checkpoint."""
+
+
+class Evaluation(Section):
+    """Protocol ``folder``: all images of one modality query a sampled gallery of the other."""
+
+    trials: Positive = 10
+    """Gallery draws; tables show their mean ± std."""
+    shots: Positive = 1
+    """Gallery images of each (identity, camera)."""
+    camera_rule: Literal["none", "same_camera"] = "none"
+    """same_camera: gallery images of the query's identity and camera are ignored."""
+    cmc: Literal["image", "identity"] = "image"
+    """What CMC counts: images, or identities (SYSU-MM01, LLCM)."""
+    batch_size: Positive = 64
+    """Images in one forward pass."""
+    workers: Positive = 1
+    """Embedding processes."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """Logical CPUs that Ray reserves for each of them."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    """0: embed on CPU."""
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    name: Name = "icre"
+    """Runs are called ``<name>-<date>-<time>`` unless ``--run`` says otherwise."""
+    storage: str = "storage"
+    """Where data sets and runs live: a folder, or s3://bucket/prefix."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of weights, batches, augmentation and gallery draws."""
+    components: tuple[Component, ...] = get_args(Component)
+    """Parts of ICRE that are on; [] is the baseline."""
+    data: Data = Data()
+    model: Model = Model()
+    loss: Loss = Loss()
+    batch: Batch = Batch()
+    augmentation: Augmentation = Augmentation()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _cross_field_rules(self) -> Recipe:
+        broken = [message for ok, message in self._rules() if not ok]
+        if broken:
+            raise ValueError("\n".join(broken))
+        return self
+
+    def _rules(self) -> Iterable[tuple[bool, str]]:
+        m, t, split = self.model, self.train, self.data.split
+        yield (
+            len(set(self.components)) == len(self.components),
+            f"components={list(self.components)}: each component at most once",
+        )
+        yield (
+            "icg" not in self.components or self.loss.icg.weight > 0,
+            "loss.icg.weight=0 with icg among the components: remove icg, or give it a weight above 0",
+        )
+        yield m.dim % m.heads == 0, f"model.dim={m.dim} must be a multiple of model.heads={m.heads}"
+        yield (
+            len(m.mpfr_stages) > 0 and list(m.mpfr_stages) == sorted(set(m.mpfr_stages)),
+            f"model.mpfr_stages={list(m.mpfr_stages)}: at least one stage, ascending, each once",
+        )
+        yield (
+            not (self.has("mpfr") and self.has("sdce") and m.sdce_order == "self"),
+            "model.sdce_order=self never reads MPFR's map: remove mpfr from components, or change the order",
+        )
+        yield (
+            m.weights is not None or m.weights_sha256 is None,
+            "model.weights_sha256 is given without model.weights: name the file, or remove the checksum",
+        )
+        yield (
+            self.batch.identities % t.workers == 0,
+            f"batch.identities={self.batch.identities} must be a multiple of train.workers={t.workers}: "
+            "each worker takes an equal number of identities",
+        )
+        yield (
+            split.file is not None or split.val + split.test < 1,
+            f"data.split.val={split.val} + data.split.test={split.test} leaves no identity to train on",
+        )
+        milestones = self.schedule.milestones
+        yield (
+            list(milestones) == sorted(set(milestones)),
+            f"schedule.milestones={list(milestones)}: ascending, each once",
+        )
+        yield (
+            self.schedule.warmup_epochs <= t.epochs,
+            f"schedule.warmup_epochs={self.schedule.warmup_epochs} is longer than train.epochs={t.epochs}",
+        )
+
+    def has(self, component: Component) -> bool:
+        """Whether ``component`` is on."""
+        return component in self.components
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, in the order of the sections."""
+        data: dict[str, Any] = self.model_dump(mode="json")
+        return data
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; reading it back gives an equal recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply overrides such as ``train.epochs=20`` (values are YAML).
+
+    Raises ConfigError with every problem found, not only the first.
+    """
+    values = _read_yaml(Path(path)) if path is not None else {}
+    problems: list[str] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            problems.append(f"override {override!r}: the form is key.sub=value")
+            continue
+        problem = _assign(values, key.strip().split("."), text)
+        problems += [problem] if problem else []
+    where = str(path) if path is not None else "the defaults"
+    return parse_recipe(values, where=where, problems=problems)
+
+
+def parse_recipe(values: Mapping[str, Any], *, where: str, problems: Sequence[str] = ()) -> Recipe:
+    """Validate plain values; ``where`` names their origin in the error."""
+    found = list(problems)
+    recipe = Recipe()
+    remaining: Any = json.loads(json.dumps(values, default=str))
+    while True:
+        try:
+            recipe = Recipe.model_validate(remaining)
+            break
+        except ValidationError as error:
+            found += [_explain(detail) for detail in error.errors()]
+            # Rules between fields are only checked once every field is valid by itself, so what was refused
+            # is taken out and the rest is checked again: the user reads all problems at once.
+            locations = [detail["loc"] for detail in error.errors() if detail["loc"]]
+            if not locations:
+                break
+            for location in locations:
+                _prune(remaining, location)
+    if found:
+        lines = "\n".join(f"  - {line}" for problem in found for line in problem.split("\n"))
+        raise ConfigError(
+            f"{len(found)} problem(s) in the recipe from {where}:\n{lines}",
+            hint="`icre config schema` lists every key with its meaning, type and default",
+        )
+    return recipe
+
+
+def json_schema() -> str:
+    """JSON Schema of the recipe, for editors and for reading."""
+    return json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"did you mean {near[0]}?" if near else "recipes that ship with the project are in configs/"
+        raise ConfigError(f"recipe {path}: no such file", hint=hint) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"recipe {path}: not readable as YAML: {error}", hint="check its syntax") from error
+    if not isinstance(values or {}, dict):
+        raise ConfigError(
+            f"recipe {path}: the top level is a {type(values).__name__}, not a mapping",
+            hint="write sections such as `train:` with indented keys under them",
+        )
+    return dict(values or {})
+
+
+def _assign(values: dict[str, Any], path: list[str], text: str) -> str | None:
+    """Set ``values[path]`` in place (copying on the way); the problem in words, or None."""
+    key = ".".join(path)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"{key}={text}: the value is not YAML; quote it"
+    node = values
+    for part in path[:-1]:
+        child = node.get(part)
+        if child is not None and not isinstance(child, dict):
+            return f"{key}={text}: {part} is a value ({child!r}), not a section"
+        node[part] = dict(child or {})
+        node = node[part]
+    node[path[-1]] = value
+    return None
+
+
+def _prune(values: Any, location: Sequence[str | int]) -> None:
+    """Remove the top-most value that lies on ``location``; items of a list go with the whole list."""
+    node = values
+    for part, following in zip(location, [*location[1:], None], strict=True):
+        if not isinstance(node, dict) or part not in node:
+            return
+        if following is None or not isinstance(node[part], dict):
+            del node[part]
+            return
+        node = node[part]
+
+
+def _explain(detail: Any) -> str:
+    """One pydantic error as "key=value: the rule"."""
+    location = [part for part in detail["loc"] if part != "function-after"]
+    key = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at([str(part) for part in location[:-1]])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    rule = str(detail["msg"]).removeprefix("Input ")
+    return f"{key}={detail['input']!r}: {rule}"
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    node: type[BaseModel] = Recipe
+    for part in path:
+        annotation = node.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        node = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(node.model_fields)
