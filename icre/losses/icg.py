@@ -1,0 +1,101 @@
+"""Identity Clues Guided loss, and the modality centres and distances it is made of (method.md section 2).
+
+Shape letters: B images, D feature channels, K centres (one an identity and modality present in the batch).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class ICGTerms(NamedTuple):
+    """The two scalars whose sum is the ICG loss."""
+
+    pull: Tensor
+    push: Tensor
+
+
+class Centers(NamedTuple):
+    """Mean feature of identity p in modality m, in slot 2 p + m; p counts in order, m = 1 is infrared."""
+
+    means: Tensor
+    """2P x D; zeros where ``present`` is false."""
+    present: Tensor
+    """2P, bool: whether the batch holds an image of that identity and modality."""
+    slot_of_row: Tensor
+    """B: the centre that each image belongs to. ``slot_of_row ^ 1`` is the same identity's other one."""
+
+
+def icg_loss(
+    features_BD: Tensor,
+    pids_B: Tensor,
+    infrared_B: Tensor,
+    *,
+    rho1: float = 0.1,
+    rho2: float = 0.7,
+    normalize: bool = True,
+) -> ICGTerms:
+    """Pull images to their identity's other centre, push centres of different identities apart.
+
+    With c_p^m the mean feature of identity p in modality m, m̄ the other modality and [x]_+ = max(x, 0)::
+
+        pull = mean over i          of [ ||f_i - c_{y_i}^{m̄_i}|| - rho1 ]_+
+        push = mean over p != q,m,n of [ rho2 - ||c_p^m - c_q^n|| ]_+
+
+    ``pids_B`` are integers, ``infrared_B`` is bool, and the batch is the global one. ``normalize`` scales
+    each feature to length 1 first. Works in float32 whatever the input and the autocast. An image
+    without a counterpart is left out of the pull, an absent centre out of the push; without terms both are 0.
+    """
+    features = prepare(features_BD, normalize=normalize)
+    centers = modality_centers(features, pids_B, infrared_B)
+    other = centers.slot_of_row ^ 1
+    squares = (features - centers.means[other]).square().sum(1)
+    pull = mean_where(F.relu(_root(squares) - rho1), centers.present[other])
+
+    means_KD, pids_K = present_centers(centers)
+    gaps = F.relu(rho2 - pairwise_distances(means_KD))
+    push = mean_where(gaps, pids_K[:, None] != pids_K[None, :])
+    return ICGTerms(pull, push)
+
+
+def prepare(features_BD: Tensor, *, normalize: bool) -> Tensor:
+    """Features in float32, scaled to length 1 if ``normalize``."""
+    features = features_BD.float()
+    return F.normalize(features, dim=1) if normalize else features
+
+
+def modality_centers(features_BD: Tensor, pids_B: Tensor, infrared_B: Tensor) -> Centers:
+    """c_p^m, the mean of the features of each identity p in each modality m."""
+    identities, index_B = torch.unique(pids_B, return_inverse=True)
+    slots = 2 * len(identities)
+    slot_of_row = 2 * index_B + infrared_B.long()
+    counts = features_BD.new_zeros(slots).index_add(0, slot_of_row, features_BD.new_ones(len(features_BD)))
+    sums = features_BD.new_zeros(slots, features_BD.shape[1]).index_add(0, slot_of_row, features_BD)
+    return Centers(sums / counts.clamp(min=1)[:, None], counts > 0, slot_of_row)
+
+
+def present_centers(centers: Centers) -> tuple[Tensor, Tensor]:
+    """The K centres that exist, and a number for the identity of each."""
+    return centers.means[centers.present], torch.nonzero(centers.present)[:, 0] // 2
+
+
+def pairwise_distances(x_KD: Tensor) -> Tensor:
+    """Euclidean distances ``K x K`` between the rows, float32."""
+    # ||a||² + ||b||² - 2ab cancels for near rows. float64 keeps the distance, and knows no TF32.
+    x = x_KD.double()
+    squares = x.square().sum(1)
+    return _root(squares[:, None] + squares[None, :] - 2 * x @ x.T).to(x_KD.dtype)
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the values where ``mask`` holds; 0, still part of the graph, where it holds nowhere."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _root(squares: Tensor) -> Tensor:
+    # The square root has no finite slope at 0; below the clamp the gradient is 0 instead.
+    return squares.clamp(min=1e-12).sqrt()

@@ -1,0 +1,1 @@
+"""The network: dual-stream backbone, MPFR, SDCE and head."""
