@@ -1,0 +1,1 @@
+"""One training step and what it needs, on one or many workers."""

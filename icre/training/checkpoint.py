@@ -1,0 +1,91 @@
+"""A checkpoint: a folder with the network, the optimiser, where training stood, and checksums of both files.
+
+Nothing in it can run code when it is read: tensors of the network as safetensors, the optimiser's state read with
+``weights_only``, the rest JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from icre.errors import WeightsError
+
+NETWORK = "model.safetensors"
+OPTIMIZER = "optimizer.pt"
+META = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. ``step`` counts finished optimiser steps since the start of the run."""
+
+    step: int
+    best_metric: float | None
+    best_step: int | None
+
+
+def write_checkpoint(
+    folder: Path, *, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, classes: int
+) -> None:
+    """Write the three files; ``checkpoint.json``, with sizes and SHA-256 of the others, comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / NETWORK)
+    torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+    files = {name: describe_file(folder / name) for name in (NETWORK, OPTIMIZER)}
+    meta = {"classes": classes, "progress": asdict(progress), "files": files}
+    (folder / META).write_text(json.dumps(meta, indent=2))
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The checkpoint's JSON, after its files were checked against it. Raises WeightsError on any difference."""
+    hint = "the checkpoint is damaged or was only partly written; use another one of the run's checkpoints/"
+    try:
+        meta: dict[str, Any] = json.loads((folder / META).read_text())
+        described = meta["files"].items()
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{folder / META}: not a readable checkpoint: {error!r}", hint=hint) from error
+    for name, expected in described:
+        path = folder / name
+        if not path.exists():
+            raise WeightsError(f"{path}: missing, though {META} lists it", hint=hint)
+        found = describe_file(path)
+        if found != expected:
+            raise WeightsError(f"{path}: {found} where {META} says {expected}", hint=hint)
+    return meta
+
+
+def progress_of(meta: dict[str, Any]) -> Progress:
+    """Where training stood when the checkpoint was written."""
+    return Progress(**meta["progress"])
+
+
+def load_network(network: nn.Module, folder: Path) -> None:
+    """Load every tensor of the network, none missing and none left over."""
+    try:
+        network.load_state_dict(load_file(folder / NETWORK), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise WeightsError(
+            f"{folder / NETWORK} does not fit the network of this recipe: {error}",
+            hint="evaluate with the config.yaml of the run that wrote the checkpoint",
+        ) from error
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Load the optimiser's state."""
+    optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"))
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

@@ -1,0 +1,132 @@
+"""What makes N workers with a batch of B / N each equal to one worker with a batch of B.
+
+Three parts: a plan that is cut, not re-drawn (``icre.data.plan``); features gathered with their gradient, so that
+the metric loss sees the global batch; and batch statistics over the global batch. Without an initialised
+process group, or with one process, each function is the identity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn as dist_nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def world_size() -> int:
+    """Number of training processes, 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """(b, ...) on each of W workers -> (W·b, ...), ordered by rank, on all of them.
+
+    Every worker must then compute the same loss from the result. The backward pass sums the gradients of the
+    W copies, and DistributedDataParallel's mean over workers divides by W again, so parameters receive the
+    gradient of that one loss.
+    """
+    if world_size() == 1:
+        return x
+    parts = dist_nn.all_gather(x.contiguous())  # type: ignore[no-untyped-call]
+    return torch.cat(parts)
+
+
+def gather(x: Tensor) -> Tensor:
+    """As :func:`gather_with_gradient`, for labels: no gradient."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def synchronise_batch_norm(network: nn.Module) -> nn.Module:
+    """Every BatchNorm of ``network`` takes its training statistics over all workers; parameter names stay."""
+    for name, child in network.named_children():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            synced = GlobalBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum or 0.1)
+            # The very same tensors, so that an optimiser or a frozen bias is not lost.
+            synced.weight, synced.bias = child.weight, child.bias
+            synced.load_state_dict(child.state_dict())
+            setattr(network, name, synced)
+        else:
+            synchronise_batch_norm(child)
+    return network
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose training statistics cover the batches of all workers.
+
+    torch's SyncBatchNorm does the same but refuses CPU tensors. A worker may hold no row of a modality, hence
+    local counts may differ and may be 0. x: (n, C) or (n, C, h, w).
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 4):
+            raise ValueError(f"expected (n, C) or (n, C, h, w), got {tuple(input.shape)}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; in training also update the running statistics, equally on every worker."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        self._check_input_dim(input)
+        y: Tensor
+        y, mean, var, count = _NormaliseGlobally.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, self.eps
+        )
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
+            momentum = self.momentum or 0.0
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+            self.num_batches_tracked.add_(1)
+        return y
+
+
+class _NormaliseGlobally(torch.autograd.Function):
+    """y = (x - mean) / sqrt(var + eps) · w + b with mean and var over every worker's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        axes = [0, 2, 3][: x.dim() - 1] if x.dim() == 4 else [0]
+        n = x.numel() // x.shape[1]
+        local = x.float()
+        # Rows first summed, then shared: one small all-reduce for the mean, one for the squared deviations.
+        # E[x²] - E[x]² would save one of them and lose the digits that make N workers equal to one.
+        sums = torch.cat([local.sum(axes), local.new_tensor([float(n)])])
+        dist.all_reduce(sums)
+        count = sums[-1]
+        mean = sums[:-1] / count
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        squares = (local - mean.view(shape)).square().sum(axes)
+        dist.all_reduce(squares)
+        var = squares / count
+        y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, mean, var, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dy = grads[0]
+        x, weight, mean, var, count = ctx.saved_tensors
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        axes = [0, *range(2, x.dim())]
+        inv_std = torch.rsqrt(var + ctx.eps)
+        x_hat = (x.float() - mean.view(shape)) * inv_std.view(shape)
+        dyf = dy.float()
+        grad_bias, grad_weight = dyf.sum(axes), (dyf * x_hat).sum(axes)
+        shared = torch.cat([grad_bias, grad_weight])
+        dist.all_reduce(shared)
+        mean_dy, mean_dy_x_hat = (shared / count).chunk(2)
+        dx = dyf - mean_dy.view(shape) - x_hat * mean_dy_x_hat.view(shape)
+        dx = dx * (inv_std * weight).view(shape)
+        # Gradients of weight and bias stay local: DistributedDataParallel averages them over the workers like
+        # every other parameter's. Its mean is of W local losses, whose sum over workers these are parts of.
+        return dx.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None

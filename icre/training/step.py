@@ -1,0 +1,99 @@
+"""One training step: forward, global losses, backward, update."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from icre import config
+from icre.data.augmentation import AugmentationSpec, augment
+from icre.errors import TrainingError
+from icre.losses.objective import objective
+from icre.training import distributed
+
+
+class Batch(NamedTuple):
+    """One worker's cut of a global batch of b images; all but the images stay on the CPU until they are used."""
+
+    images: Tensor
+    """(b, 3, H, W) uint8, on the training device."""
+    labels: Tensor
+    """(b,) int64 in [0, classes)."""
+    infrared: Tensor
+    """(b,) bool."""
+    slots: Tensor
+    """(b,) int64: number of each sample within its epoch."""
+    rows: Tensor
+    """(b,) int64: row of each sample in the data set, for messages."""
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    recipe: config.Recipe,
+    epoch: int,
+) -> dict[str, float]:
+    """Update ``model`` on one global batch; the named loss terms, averaged over the workers.
+
+    The identity loss is a mean over local rows, which DistributedDataParallel averages into the mean over
+    global rows; the metric loss sees the gathered features, so it already is the global one.
+    Raises TrainingError when the loss is not finite; the weights are then those before the step.
+    """
+    images = augment(
+        batch.images,
+        batch.infrared,
+        augmentation_spec(recipe.augmentation),
+        seed=recipe.seed,
+        epoch=epoch,
+        slots=batch.slots,
+    )
+    labels, infrared = batch.labels.to(images.device), batch.infrared.to(images.device)
+    output = model(images, infrared)
+    icg = recipe.loss.icg
+    terms = objective(
+        output.logits,
+        labels,
+        distributed.gather_with_gradient(output.features),
+        distributed.gather(labels),
+        distributed.gather(infrared),
+        icg_weight=icg.weight if recipe.has("icg") else 0.0,
+        rho1=icg.rho1,
+        rho2=icg.rho2,
+        normalize=icg.normalize,
+        triplet=recipe.loss.triplet,
+    )
+    values = _mean_over_workers(terms)
+    _refuse_not_finite(values, batch)
+    optimizer.zero_grad(set_to_none=True)
+    terms["loss"].backward()  # type: ignore[no-untyped-call]
+    if recipe.optimizer.max_grad_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
+    optimizer.step()
+    return values
+
+
+def augmentation_spec(settings: config.Augmentation) -> AugmentationSpec:
+    """The augmentation of a recipe."""
+    return AugmentationSpec(**settings.model_dump())
+
+
+def _mean_over_workers(terms: dict[str, Tensor]) -> dict[str, float]:
+    stacked = torch.stack([value.detach().float() for value in terms.values()])
+    if distributed.world_size() > 1:
+        torch.distributed.all_reduce(stacked)
+        stacked /= distributed.world_size()
+    return dict(zip(terms, stacked.tolist(), strict=True))
+
+
+def _refuse_not_finite(values: dict[str, float], batch: Batch) -> None:
+    # The mean is the same on every worker, so all of them stop here together and none waits for the others.
+    if all(torch.isfinite(torch.tensor(list(values.values())))):
+        return
+    raise TrainingError(
+        f"the loss is not finite: {values}; rows of this worker's batch: {batch.rows.tolist()}",
+        hint="lower optimizer.lr or lengthen schedule.warmup_epochs; check the images of these rows",
+    )
