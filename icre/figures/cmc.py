@@ -1,0 +1,44 @@
+"""CMC curves: how often the right person is among the first k answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from icre.figures import style
+
+
+@style.styled
+def cmc_curves(curves: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> Figure:
+    """One curve for each label: ``cmc[k-1]`` is CMC@k in [0, 1], drawn in percent over k = 1, 2, ...
+
+    The legend lists the curves from best to worst rank-1, with that value.
+    """
+    figure, (axes,) = style.panels(1, width_in=style.COLUMN_IN, height_in=2.5)
+    for index, (label, cmc) in enumerate(curves.items()):
+        percent = 100 * np.asarray(cmc, dtype=np.float64)
+        axes.plot(
+            np.arange(1, len(percent) + 1),
+            percent,
+            color=style.CYCLE[index % len(style.CYCLE)],
+            linestyle=style.DASHES[index % len(style.DASHES)],
+            marker="o",
+            markersize=2.5,
+            label=f"{label}, rank-1 {percent[0]:.1f} %",
+        )
+    axes.set(xlabel="rank k", ylabel="CMC@k, %", ylim=(0, 100))
+    longest = max((len(cmc) for cmc in curves.values()), default=1)
+    axes.set_xticks([1, *range(5, longest + 1, 5)])
+    if not curves:
+        style.say(axes, "nothing evaluated yet")
+        return figure
+    # Below the axes, a legend hides no curve, wherever the curves run.
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: -float(np.asarray(list(curves.values())[i])[0]))
+    legend = figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside lower left")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
