@@ -1,0 +1,20 @@
+"""The console script ``icre``: one subcommand a verb."""
+
+from __future__ import annotations
+
+from pipelines import demo, evaluate, prepare, report, show_config, synthesize, train
+from pipelines.command import new_app, run_app
+
+app = new_app()
+app.command("demo")(demo.command)
+app.command("synthesize")(synthesize.command)
+app.command("prepare")(prepare.command)
+app.command("train")(train.command)
+app.command("evaluate")(evaluate.command)
+app.command("report")(report.command)
+app.add_typer(show_config.app, name="config", help="Show the resolved recipe, or the schema of every key.")
+
+
+def main() -> None:
+    """Entry point."""
+    run_app(app)

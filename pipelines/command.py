@@ -1,0 +1,68 @@
+"""What every verb's command line shares: its options, how it reports a mistake, and its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from icre.errors import IcreError
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Recipe (YAML), see configs/. None: the defaults.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY.SUB=VALUE...", help="Overrides of single keys of the recipe.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the resolved recipe, counts and what would be written. Write nothing.")
+]
+RunName = Annotated[str, typer.Option("--run", help="Name of a run in <storage>/runs; latest: the newest.")]
+
+
+def new_app() -> typer.Typer:
+    """A Typer application with plain tracebacks and without shell completion options."""
+    return typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None
+    )
+
+
+def run_command(command: Callable[..., Any]) -> None:
+    """Body of ``python -m pipelines.<verb>``."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run, and turn an error that the user can act on into two lines and its exit code.
+
+    0: done. 1: failed. 2: the user's mistake (as for a wrong option). 130: Ctrl-C.
+    """
+    try:
+        app()
+    except IcreError as error:
+        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console.print("[bold red]error:[/]", end=" ")
+        console.print(error.message, markup=False)
+        if error.hint:
+            console.print("[bold]hint:[/]", end=" ")
+            console.print(error.hint, markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # `icre … | head` closed the pipe: point stdout elsewhere, or Python complains once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def say(message: str) -> None:
+    """A line of progress: standard error, so that standard output holds results only."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,58 @@
+"""``icre demo``: the whole road on synthetic people, in one Ray session."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from icre import config
+from pipelines import evaluate, prepare, report, synthesize, train
+from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.metric_table import metric_table_markdown
+from pipelines.session import Demand, ray_session
+
+DEFAULT = Path("configs/demo.yaml")
+
+
+def command(
+    config_file: ConfigFile = DEFAULT, overrides: Overrides = None, dry_run: DryRun = False, run: train.NewRun = None
+) -> None:
+    """Synthesize, prepare, train, evaluate and report. Add components=[] for the baseline."""
+    recipe = config.load_recipe(config_file, overrides or [])
+    if dry_run:
+        spec, root = synthesize.spec_of(recipe)
+        print(recipe.to_yaml())
+        print(synthesize.describe(spec))
+        print(f"would write: {root}, {recipe.storage}/datasets/{recipe.data.name}, {recipe.storage}/runs/")
+        return
+    synthesize.run(recipe)
+    demand = Demand.of_training(recipe.train)
+    with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch, ray_session(Path(scratch), demand=demand):
+        prepare.run(recipe)
+        started = train.start(recipe, run)
+        say(f"train: run {started.name}")
+        with train.ray_session_for(started, demand):
+            train.execute(started)
+            names = (evaluate.UNTRAINED, "best")
+            results = [evaluate.evaluate(started, recipe, name) for name in names]
+        page = report.write(started)
+    print(f"\n{metric_table_markdown(results)}")
+    print(f"run folder  {started.location.url}\nreport      {page.url}\n")
+    print(_next_steps(recipe, started.name, config_file))
+
+
+def _next_steps(recipe: config.Recipe, name: str, config_file: Path | None) -> str:
+    common = f"--config {config_file}" + (f" storage={recipe.storage}" if recipe.storage != "storage" else "")
+    return "\n".join(
+        [
+            "Try next:",
+            f"  icre demo {common} components=[]            # the baseline, for comparison",
+            f"  icre evaluate {common} --run {name} --checkpoint last",
+            "  icre prepare data.root=<your folder> data.name=mine   # {visible,infrared}/<identity>/<camera>_*.jpg",
+            "  icre config schema                            # every key that can be set",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run_command(command)

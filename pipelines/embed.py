@@ -1,0 +1,69 @@
+"""Features of a split, by Ray Data: every image exactly once, and the count checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from ray.data.expressions import col
+
+from icre import config
+from icre.data import images
+from icre.data.augmentation import normalise
+from icre.data.records import SplitName
+from icre.errors import IcreError
+from icre.model.network import ICRENetwork
+from pipelines.prepared import PreparedData
+
+
+def embed(network: ICRENetwork, data: PreparedData, split: SplitName, settings: config.Evaluation) -> torch.Tensor:
+    """(n, D) float32 retrieval features of ``data.rows_of(split)``, in that order.
+
+    Raises IcreError when the number of features is not the number of images.
+    """
+    filesystem, _ = data.location.arrow()
+    shared = ray.put(network.cpu())
+    rows = (
+        ray.data.read_parquet(
+            data.shard_paths, filesystem=filesystem, columns=["image", "modality", "split"], shuffle=None
+        )
+        .filter(expr=col("split") == split)
+        .map_batches(
+            _Embedder,
+            fn_constructor_args=(shared, int(settings.cpus_per_worker)),
+            batch_size=settings.batch_size,
+            concurrency=settings.workers,
+            num_cpus=settings.cpus_per_worker,
+            num_gpus=settings.gpus_per_worker,
+        )
+        .take_all()
+    )
+    by_path = {str(row["path"]): row["feature"] for row in rows}
+    wanted = data.labels["path"].take(data.rows_of(split)).to_pylist()
+    if len(rows) != len(wanted) or set(by_path) != set(wanted):
+        raise IcreError(
+            f"{len(rows)} features ({len(by_path)} different images) for {len(wanted)} images of split {split}",
+            hint="an evaluation that loses or repeats images would print wrong numbers, so it stops; run it again",
+        )
+    return torch.from_numpy(np.stack([by_path[path] for path in wanted]))
+
+
+class _Embedder:
+    """One embedding process: holds the network, turns a batch of rows into features."""
+
+    def __init__(self, network: Any, threads: int) -> None:
+        torch.set_num_threads(max(1, threads))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network: ICRENetwork = ray.get(network).to(self.device).eval()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        structs = batch["image"].tolist()
+        pixels = np.stack([images.decode(struct["bytes"]) for struct in structs])
+        infrared = torch.from_numpy(batch["modality"] == "infrared").to(self.device)
+        with torch.inference_mode():
+            x = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))
+            features = self.network.embed(x, infrared)
+        return {"path": [struct["path"] for struct in structs], "feature": features.float().cpu().numpy()}

@@ -1,0 +1,190 @@
+"""``icre evaluate``: a checkpoint is ranked on the test identities; the result lands in the run's eval/."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from icre import config
+from icre.data.records import MODALITIES
+from icre.evaluation import DirectionResult, FolderProtocol, run_protocol
+from icre.evaluation.evidence import distance_histogram, ranked_lists
+from icre.model.network import ICRENetwork
+from icre.training import checkpoint
+from pipelines import runs
+from pipelines.command import ConfigFile, DryRun, Overrides, RunName, run_command, say
+from pipelines.embed import embed
+from pipelines.metric_table import metric_table_markdown
+from pipelines.prepare import describe_counts
+from pipelines.prepared import PreparedData
+from pipelines.runs import Run
+from pipelines.session import Demand
+from pipelines.storage import Storage
+from pipelines.train import open_data, ray_session_for
+from pipelines.trainer import initial_network
+
+UNTRAINED = "untrained"
+
+CheckpointName = Annotated[
+    list[str],
+    typer.Option("--checkpoint", help="best, last, step-…, or untrained: the network before its first step."),
+]
+
+
+def command(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    run: RunName = "latest",
+    checkpoints: CheckpointName = ["best"],  # noqa: B006
+) -> None:
+    """Rank the test identities in both directions, over several gallery draws."""
+    asked = config.load_recipe(config_file, overrides or [])
+    found = runs.open_run(Storage(asked.storage), run)
+    recipe = evaluated_recipe(found, asked)
+    if dry_run:
+        data = open_data(recipe)
+        print(recipe.to_yaml())
+        print(describe_counts(data.manifest["counts"]))
+        print(f"\n{protocol_of(recipe).describe()}")
+        for name in checkpoints:
+            print(f"would write: {result_path(found, name).url}")
+        return
+    settings = recipe.evaluation
+    with ray_session_for(found, Demand(settings.workers * settings.cpus_per_worker + 1)):
+        results = [evaluate(found, recipe, name) for name in checkpoints]
+    print(metric_table_markdown(results))
+
+
+def evaluated_recipe(run: Run, asked: config.Recipe) -> config.Recipe:
+    """The network of the run; the evaluation, the data set and the storage that were asked for."""
+    trained = run.recipe
+    data = trained.data.model_copy(update={"name": asked.data.name})
+    update = {"evaluation": asked.evaluation, "storage": asked.storage, "data": data}
+    return trained.model_copy(update=update)
+
+
+def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
+    """Evaluate one checkpoint inside an open Ray session and write ``eval/<name>.json``."""
+    data = open_data(recipe)
+    network, described = load(run, recipe, name)
+    say(f"evaluate: {described['name']} checkpoint of {run.name} on {data.location.url}")
+    features = embed(network, data, "test", recipe.evaluation)
+    result = {
+        "run": run.name,
+        "checkpoint": described,
+        "synthetic": data.manifest["synthetic"],
+        **measure(features, data, protocol_of(recipe), image_size=(recipe.data.height, recipe.data.width)),
+    }
+    result_path(run, name).write_json(result)
+    return result
+
+
+def load(run: Run, recipe: config.Recipe, name: str) -> tuple[ICRENetwork, dict[str, Any]]:
+    """The network of a checkpoint, completely loaded, and its name, step and checksum."""
+    if name == UNTRAINED:
+        classes = len(open_data(run.recipe).classes)
+        return initial_network(run.recipe, classes=classes), {"name": name, "step": 0, "sha256": None}
+    with run.checkpoint(name) as (folder, meta):
+        # The weights of the recipe's pretrained file would be overwritten at once: do not fetch them.
+        bare = run.recipe.model_copy(update={"model": run.recipe.model.model_copy(update={"weights": None})})
+        network = initial_network(bare, classes=meta["classes"])
+        checkpoint.load_network(network, folder)
+    step = checkpoint.progress_of(meta).step
+    return network, {"name": name, "step": step, "sha256": meta["files"][checkpoint.NETWORK]["sha256"]}
+
+
+def measure(
+    features: torch.Tensor, data: PreparedData, protocol: FolderProtocol, *, image_size: tuple[int, int]
+) -> dict[str, Any]:
+    """Everything that ``eval/<name>.json`` says about (n, D) features of the test split."""
+    rows = np.asarray(data.rows_of("test"))
+    labels = data.labels.take(rows)
+    pids, camids, modalities, paths = (
+        np.asarray(labels[name].to_pylist(), dtype=str) for name in ("identity", "camera", "modality", "path")
+    )
+    results = run_protocol(features, pids, camids, modalities, paths, protocol)
+    noise = torch.randn(len(features), 64, generator=torch.Generator().manual_seed(protocol.seed))
+    chance = run_protocol(noise, pids, camids, modalities, paths, protocol)
+    histogram = distance_histogram(features, pids, modalities)
+    directions = {}
+    for direction, result in results.items():
+        ranked = ranked_lists(features, pids, camids, modalities, paths, protocol, direction=direction)
+        directions[direction] = {
+            **_describe(result),
+            "chance": chance[direction].mean(),
+            "distances": histogram,
+            "ranked": [_name_rows(entry, rows, pids, camids, paths) for entry in ranked],
+        }
+    return {
+        "data": {
+            "name": data.manifest["name"],
+            "hash": data.hash,
+            "split": "test",
+            "images": len(rows),
+            "identities": len(set(pids)),
+            **{name: int((modalities == name).sum()) for name in MODALITIES},
+        },
+        "protocol": {
+            "name": "folder",
+            "trials": protocol.trials,
+            "shots": protocol.shots,
+            "camera_rule": protocol.camera_rule,
+            "cmc": protocol.cmc,
+            "seed": protocol.seed,
+            "feature": "BNNeck, L2-normalised",
+            "distance": "cosine",
+            "flip": False,
+            "rerank": False,
+            "image_size": list(image_size),
+        },
+        "directions": directions,
+    }
+
+
+def protocol_of(recipe: config.Recipe) -> FolderProtocol:
+    """The recipe's protocol; its gallery draws follow from the recipe's seed."""
+    settings = recipe.evaluation
+    return FolderProtocol(
+        trials=settings.trials,
+        shots=settings.shots,
+        camera_rule=settings.camera_rule,
+        cmc=settings.cmc,
+        seed=recipe.seed,
+    )
+
+
+def result_path(run: Run, name: str) -> Storage:
+    """Where the result of a checkpoint is written."""
+    return run.location / "eval" / f"{name}.json"
+
+
+def _describe(result: DirectionResult) -> dict[str, Any]:
+    return {
+        "mean": result.mean(),
+        "std": result.std(),
+        "queries": result.queries,
+        "skipped": result.skipped,
+        "trials": [
+            {"cmc": t.cmc.tolist(), "mAP": t.mAP, "mINP": t.mINP, "queries": t.queries, "skipped": t.skipped}
+            for t in result.trials
+        ],
+    }
+
+
+def _name_rows(
+    entry: dict[str, Any], rows: np.ndarray, pids: np.ndarray, camids: np.ndarray, paths: np.ndarray
+) -> dict[str, Any]:
+    def named(item: dict[str, Any]) -> dict[str, Any]:
+        i = item["row"]
+        place = {"row": int(rows[i]), "identity": str(pids[i]), "camera": str(camids[i]), "path": str(paths[i])}
+        return item | place
+
+    return {"query": named(entry["query"]), "gallery": [named(item) for item in entry["gallery"]]}
+
+
+if __name__ == "__main__":
+    run_command(command)

@@ -1,0 +1,148 @@
+"""The metric table: the same rows, order and number format on the console, in Markdown and in the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+COLUMNS = {
+    "rank1": "Rank-1",
+    "rank5": "Rank-5",
+    "rank10": "Rank-10",
+    "rank20": "Rank-20",
+    "mAP": "mAP",
+    "mINP": "mINP",
+}
+UNTRAINED = "untrained"
+CHANCE = "chance"
+BEST = "best"
+SYNTHETIC = "Synthetic data: the people are drawn by a program; no number here is a claim about real footage."
+
+_PROTOCOL_WORDS = {
+    "camera_rule": "camera rule",
+    "cmc": "CMC counts",
+    "flip": "flip averaging",
+    "rerank": "re-ranking",
+    "image_size": "image size",
+}
+
+Evaluation = Mapping[str, Any]
+"""What ``icre evaluate`` writes for one checkpoint."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    direction: str
+    model: str
+    cells: tuple[str, ...]
+    """In the order of COLUMNS, percent."""
+    is_result: bool
+    """Whether this is the trained network that the run stands for."""
+
+
+def percent(fraction: float, spread: float | None = None) -> str:
+    """A fraction in percent with one decimal, without the sign: ``61.2``, or ``61.2 ± 1.3``."""
+    return f"{100 * fraction:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
+
+
+def words(direction: str) -> str:
+    """``visible_to_infrared`` as words."""
+    return direction.replace("_", " ")
+
+
+def comparable(evaluations: Iterable[Evaluation]) -> list[list[Evaluation]]:
+    """Groups of evaluations of the same data by the same protocol, each in the order of training."""
+    groups: dict[str, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        key = json.dumps([evaluation["protocol"], evaluation["data"]], sort_keys=True)
+        groups.setdefault(key, []).append(evaluation)
+    return [sorted(group, key=_order) for group in groups.values()]
+
+
+def trained(group: Sequence[Evaluation]) -> Evaluation | None:
+    """The evaluation that the run stands for: of ``best``, else of the latest step, else None."""
+    candidates = [e for e in group if e["checkpoint"]["name"] != UNTRAINED]
+    return max(candidates, key=_order, default=None)
+
+
+def untrained(group: Sequence[Evaluation]) -> Evaluation | None:
+    """The evaluation of the network before its first step, if there is one."""
+    return next((e for e in group if e["checkpoint"]["name"] == UNTRAINED), None)
+
+
+def model_name(evaluation: Evaluation) -> str:
+    """``untrained``, or the checkpoint's name and step."""
+    checkpoint = evaluation["checkpoint"]
+    name = str(checkpoint["name"])
+    return name if name == UNTRAINED else f"{name} (step {checkpoint['step']})"
+
+
+def table_rows(group: Sequence[Evaluation]) -> list[Row]:
+    """Rows of comparable evaluations: for each direction chance, then the checkpoints."""
+    rows = []
+    result = trained(group)
+    for direction in group[0]["directions"]:
+        name = words(direction)
+        chance = group[0]["directions"][direction]["chance"]
+        rows.append(Row(name, CHANCE, tuple(percent(chance[key]) for key in COLUMNS), is_result=False))
+        for evaluation in group:
+            scores = evaluation["directions"][direction]
+            cells = tuple(percent(scores["mean"][key], scores["std"][key]) for key in COLUMNS)
+            rows.append(Row(name, model_name(evaluation), cells, is_result=evaluation is result))
+    return rows
+
+
+def describe_protocol(evaluation: Evaluation) -> str:
+    """One line with every choice that the numbers depend on."""
+    data, protocol = evaluation["data"], dict(evaluation["protocol"])
+    choices = "; ".join(f"{_PROTOCOL_WORDS.get(k, k)} {_value(v)}" for k, v in protocol.items() if k != "name")
+    return (
+        "Percent; mean ± standard deviation over the gallery draws (trials). "
+        f"Protocol {protocol['name']}: {choices}. "
+        f"Data {data['name']}, {data['split']} split: {data['images']} images of {data['identities']} "
+        f"identities, hash {str(data['hash'])[:12]}. {_describe_queries(evaluation)}"
+    )
+
+
+def metric_table_markdown(evaluations: Sequence[Evaluation]) -> str:
+    """The table, ready to paste: one for each protocol and data set; without any, a line that says so."""
+    if not evaluations:
+        return "Not evaluated yet."
+    return "\n\n".join(_markdown(group) for group in comparable(evaluations))
+
+
+def _markdown(group: Sequence[Evaluation]) -> str:
+    head = ["Direction", "Model", *COLUMNS.values()]
+    lines = [_line(head), _line(["---", "---", *["---:"] * len(COLUMNS)])]
+    lines += [_line([row.direction, row.model, *row.cells]) for row in table_rows(group)]
+    notes = [describe_protocol(group[0])] + ([SYNTHETIC] if group[0]["synthetic"] else [])
+    return "\n".join(lines) + "\n\n" + "\n\n".join(notes)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _order(evaluation: Evaluation) -> tuple[bool, bool, int]:
+    checkpoint = evaluation["checkpoint"]
+    return checkpoint["name"] != UNTRAINED, checkpoint["name"] == BEST, int(checkpoint["step"])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list | tuple):
+        return " × ".join(str(part) for part in value)
+    return str(value)
+
+
+def _describe_queries(evaluation: Evaluation) -> str:
+    parts = []
+    for direction, scores in evaluation["directions"].items():
+        left_out = f" ({scores['skipped']} more have no match and are left out)" if scores["skipped"] else ""
+        parts.append(f"{words(direction)} {scores['queries']}{left_out}")
+    return f"Queries: {', '.join(parts)}."

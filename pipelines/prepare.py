@@ -1,0 +1,64 @@
+"""``icre prepare``: an image folder becomes a prepared data set in storage."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from icre import config
+from pipelines import ingest, runs
+from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.prepared import PreparedData
+from pipelines.session import Demand, ray_session
+from pipelines.storage import Storage
+
+
+def command(config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Turn an image folder into sharded Parquet with a manifest."""
+    recipe = config.load_recipe(config_file, overrides or [])
+    if dry_run:
+        found = ingest.survey(recipe)
+        print(recipe.to_yaml())
+        print(describe_counts(found.counts()))
+        print(f"\nwould write: {(runs.datasets(Storage(recipe.storage)) / recipe.data.name).url}")
+        return
+    with tempfile.TemporaryDirectory(prefix="icre-logs-") as logs, ray_session(Path(logs), demand=Demand(2)):
+        run(recipe)
+
+
+def run(recipe: config.Recipe) -> PreparedData:
+    """Prepare inside an open Ray session and say what came out."""
+    data, written = ingest.prepare(recipe)
+    manifest = data.manifest
+    say(f"prepare: {'wrote' if written else 'already there, nothing to do:'} {data.location.url}")
+    for reason, pids in (("lack a modality", manifest["not_trained"]),):
+        if pids:
+            say(f"prepare: {len(pids)} training identities {reason} and are not trained on: {_first(pids)}")
+    if manifest["set_aside"]:
+        say(f"prepare: {len(manifest['set_aside'])} files set aside: {_first(manifest['set_aside'])}")
+        say("prepare: the whole list is under set_aside in its manifest.json, and in each run's")
+    print(describe_counts(manifest["counts"]))
+    return data
+
+
+def describe_counts(counts: dict[str, dict[str, object]]) -> str:
+    """Markdown table: identities, images of each modality and cameras of each split."""
+    lines = ["| split | identities | visible | infrared | visible cameras | infrared cameras |"]
+    lines.append("|---|---:|---:|---:|---|---|")
+    for split, row in counts.items():
+        cameras = row["cameras"]
+        assert isinstance(cameras, dict)
+        named = [", ".join(cameras[m]) or "-" for m in ("visible", "infrared")]
+        lines.append(
+            f"| {split} | {row['identities']} | {row['visible']} | {row['infrared']} | {named[0]} | {named[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def _first(reasons: dict[str, str], limit: int = 3) -> str:
+    shown = "; ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:limit])
+    return shown + ("; …" if len(reasons) > limit else "")
+
+
+if __name__ == "__main__":
+    run_command(command)

@@ -1,0 +1,247 @@
+"""A run as one HTML file: no network, no scripts; figures lie inside it as data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from icre import figures
+from pipelines import metric_table
+from pipelines.metric_table import Evaluation, metric_table_markdown, percent, words
+
+__all__ = ["metric_table_markdown", "render"]
+
+ImageOf = Callable[[int], bytes | None]
+Context = dict[str, Any]
+
+TEMPLATES = Path(__file__).parent / "templates"
+THUMBNAIL_HEIGHT = 192
+LISTED = 100
+"""Images that were set aside are listed up to this many."""
+
+
+def render(
+    *,
+    run_name: str,
+    manifest: Mapping[str, Any],
+    status: Mapping[str, Any],
+    recipe_yaml: str,
+    metrics: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Evaluation],
+    image_of: ImageOf,
+) -> str:
+    """The report of a run, whatever it holds so far.
+
+    ``manifest``, ``status``, ``recipe_yaml`` and ``metrics`` are the run folder's files, ``evaluations``
+    those of eval/. ``image_of(row)`` gives the encoded image of a row of the manifest's data set, or None.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        run_name=run_name,
+        manifest=manifest,
+        status=status,
+        created=_minutes(manifest["created"]),
+        updated=_minutes(status["updated"]),
+        synthetic=manifest["data"]["synthetic"] or any(e["synthetic"] for e in evaluations),
+        results=[_result(group, manifest, image_of) for group in metric_table.comparable(evaluations)],
+        training=_training(metrics),
+        data=_data(manifest["data"]),
+        provenance=_provenance(manifest, evaluations),
+        recipe_yaml=recipe_yaml,
+    )
+
+
+def _result(group: Sequence[Evaluation], manifest: Mapping[str, Any], image_of: ImageOf) -> Context:
+    """What the template shows of evaluations that can be compared."""
+    shown = metric_table.trained(group) or group[-1]
+    # Rows are numbers of one data set: those of another one would show other people.
+    same_data = group[0]["data"]["hash"] == manifest["data"]["hash"]
+    return {
+        "data": group[0]["data"],
+        "model": metric_table.model_name(shown),
+        "columns": list(metric_table.COLUMNS.values()),
+        "table": [(name, list(rows)) for name, rows in groupby(metric_table.table_rows(group), _direction)],
+        "protocol": metric_table.describe_protocol(group[0]),
+        "markdown": metric_table_markdown(group),
+        "summaries": [_summary(group, direction) for direction in shown["directions"]],
+        "cmc": [_cmc(group, direction) for direction in shown["directions"]],
+        "distances": _distances(group),
+        "ranked": [_ranked(shown, d, image_of if same_data else _no_image) for d in shown["directions"]],
+    }
+
+
+def _summary(group: Sequence[Evaluation], direction: str) -> Context:
+    """One direction in a sentence, and as bars from chance to the trained network."""
+    before, after = metric_table.untrained(group), metric_table.trained(group)
+    models = [("chance", group[0]["directions"][direction]["chance"])]
+    models += [(e["checkpoint"]["name"], e["directions"][direction]["mean"]) for e in (before, after) if e]
+    rank1 = [e["directions"][direction]["mean"]["rank1"] if e else None for e in (before, after)]
+    return {
+        "direction": words(direction),
+        "sentence": f"{words(direction)}: {_sentence(models[0][1]['rank1'], *rank1)}",
+        "reached": percent(models[-1][1]["rank1"]),
+        "metrics": [
+            {
+                "name": metric_table.COLUMNS[key],
+                "bars": [(name, percent(means[key])) for name, means in models],
+            }
+            for key in ("rank1", "mAP")
+        ],
+    }
+
+
+def _sentence(chance: float, untrained: float | None, reached: float | None) -> str:
+    by_chance = f"{percent(chance)} % by chance"
+    if reached is None:
+        return f"only the untrained network has been evaluated; {by_chance}"
+    text = f"rank-1 {percent(reached)} %"
+    if untrained is None:
+        return f"{text} against {by_chance}"
+    if reached <= untrained:
+        return f"{text}, no better than untrained ({percent(untrained)} %); {by_chance}"
+    return f"{text} against {percent(untrained)} % untrained and {by_chance}"
+
+
+def _training(metrics: Sequence[Mapping[str, Any]]) -> Context | None:
+    if not metrics:
+        return None
+    steps = [row for row in metrics if row["kind"] == "step"]
+    validations = [row for row in metrics if row["kind"] == "validation"]
+    facts = [
+        f"steps: {max(row['step'] for row in metrics)}",
+        f"epochs: {max(row['epoch'] for row in metrics) + 1}",
+    ]
+    if steps:
+        facts.append(f"median {statistics.median(row['images_per_s'] for row in steps):.0f} images/s")
+    if validations:
+        best = max(validations, key=lambda row: float(row["mAP"]))
+        facts.append(f"highest validation mAP {percent(best['mAP'])} % at step {best['step']}")
+    alt = "Loss terms, validation metrics and learning rate over the steps of the training"
+    return {"figure": _embed(figures.training_curves(metrics), "svg"), "alt": alt, "facts": facts}
+
+
+def _cmc(group: Sequence[Evaluation], direction: str) -> Context:
+    curves = {}
+    for evaluation in group:
+        trials = [trial["cmc"] for trial in evaluation["directions"][direction]["trials"]]
+        curves[metric_table.model_name(evaluation)] = np.mean(trials, axis=0)
+    title = words(direction)
+    return {
+        "title": title,
+        "alt": f"CMC curves, {title}",
+        "figure": _embed(figures.cmc_curves(curves), "svg"),
+    }
+
+
+def _distances(group: Sequence[Evaluation]) -> str:
+    """The distance between two images has no direction, so one figure tells it."""
+    models = [e for e in (metric_table.untrained(group), metric_table.trained(group)) if e is not None]
+    drawn = []
+    for evaluation in models:
+        measured = next(iter(evaluation["directions"].values()))["distances"]
+        drawn.append(figures.Distances(label=metric_table.model_name(evaluation), **measured))
+    return _embed(figures.distance_histograms(drawn), "svg")
+
+
+def _ranked(evaluation: Evaluation, direction: str, image_of: ImageOf) -> Context:
+    entries = evaluation["directions"][direction]["ranked"]
+    lists = [
+        figures.RankedList(
+            query=_shown(entry["query"], image_of),
+            gallery=[_shown(item, image_of) for item in entry["gallery"]],
+        )
+        for entry in entries
+    ]
+    first = sum(bool(entry["gallery"]) and entry["gallery"][0]["match"] for entry in entries)
+    alt = f"{len(lists)} queries with their nearest gallery images; the first one is right for {first}"
+    figure = _embed(figures.ranked_list(lists), "webp") if lists else None
+    return {"title": words(direction), "entries": entries, "figure": figure, "alt": alt}
+
+
+def _shown(item: Mapping[str, Any], image_of: ImageOf) -> figures.Shown:
+    content = image_of(item["row"])
+    return figures.Shown(
+        image=None if content is None else _thumbnail(content),
+        identity=str(item["identity"]),
+        camera=str(item["camera"]),
+        path=item["path"],
+        distance=item.get("distance"),
+        match=item.get("match"),
+    )
+
+
+def _thumbnail(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as image:
+        image.thumbnail((THUMBNAIL_HEIGHT, THUMBNAIL_HEIGHT))
+        return np.asarray(image.convert("RGB"))
+
+
+def _direction(row: metric_table.Row) -> str:
+    return row.direction
+
+
+def _no_image(row: int) -> None:
+    return None
+
+
+def _data(data: Mapping[str, Any]) -> Context:
+    counts = data["counts"]
+    return {
+        "name": data["name"],
+        "hash": data["hash"],
+        "counts": counts,
+        "set_aside": list(data["set_aside"].items())[:LISTED],
+        "set_aside_total": len(data["set_aside"]),
+        "not_trained": list(data["not_trained"].items())[:LISTED],
+        "not_trained_total": len(data["not_trained"]),
+    }
+
+
+def _provenance(manifest: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
+    code, hardware = manifest["code"], manifest["hardware"]
+    commit = f", commit {code['commit']}" if "commit" in code else ""
+    modified = ", with uncommitted changes" if code.get("modified") else ""
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    checkpoints = [e["checkpoint"] for e in evaluations if e["checkpoint"]["sha256"]]
+    return [
+        ("Started", manifest["created"]),
+        ("Code", f"icre {code['version']}{commit}{modified}"),
+        ("Command", shlex.join(manifest["argv"])),
+        ("Seed", str(manifest["seed"])),
+        ("Data", f"{manifest['data']['name']}, hash {manifest['data']['hash']}"),
+        ("Made from", ", ".join(manifest["parents"])),
+        ("Hardware", f"{hardware['machine']}, {hardware['cpus']} CPUs, {gpus}"),
+        (
+            "Packages",
+            ", ".join(f"{k} {v}" for k, v in {"python": manifest["python"], **manifest["packages"]}.items()),
+        ),
+        *((f"Checkpoint {c['name']}", f"step {c['step']}, SHA-256 {c['sha256']}") for c in checkpoints),
+    ]
+
+
+def _embed(figure: Figure, kind: Literal["svg", "webp"]) -> str:
+    # As an image of its own, a figure cannot clash with the ids of another one.
+    mime = {"svg": "image/svg+xml", "webp": "image/webp"}[kind]
+    return f"data:{mime};base64,{base64.b64encode(figures.encode(figure, kind)).decode()}"
+
+
+def _minutes(moment: str) -> str:
+    return f"{datetime.fromisoformat(moment):%Y-%m-%d %H:%M} UTC"

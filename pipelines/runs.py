@@ -1,0 +1,189 @@
+"""The run folder: the same tree on disk and in object storage.
+
+config.yaml  manifest.json  metrics.jsonl  status.json  checkpoints/{last,best,step-*}  eval/*.json
+report/index.html  logs/
+
+``checkpoints/last`` and ``checkpoints/best`` are one-line files that name a ``step-…`` folder: a single small
+object is replaced atomically everywhere, a folder is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icre import config
+from icre.errors import DataError, UserError
+from icre.training import checkpoint
+from pipelines.prepared import PreparedData
+from pipelines.storage import Storage
+
+PACKAGES = ("torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "pydantic", "safetensors")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    location: Storage
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.location.url.rstrip("/").rpartition("/")[2]
+
+    @property
+    def recipe(self) -> config.Recipe:
+        """The resolved recipe that the run was started with."""
+        import yaml
+
+        text = (self.location / "config.yaml").read_text()
+        return config.parse_recipe(yaml.safe_load(text), where=(self.location / "config.yaml").url)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Provenance, written once at the start."""
+        content: dict[str, Any] = (self.location / "manifest.json").read_json()
+        return content
+
+    def write_status(self, state: str, **details: Any) -> None:
+        """state: running, finished or failed."""
+        (self.location / "status.json").write_json({"state": state, "updated": now(), **details})
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl, oldest first; empty before the first was written."""
+        path = self.location / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl as a whole: object storage cannot append."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.location / "metrics.jsonl").write_text(text)
+
+    def reference(self, name: str) -> str | None:
+        """The ``step-…`` folder that ``checkpoints/<name>`` (last, best) points to, or None."""
+        path = self.location / "checkpoints" / name
+        return path.read_text().strip() if path.exists() else None
+
+    def point(self, name: str, step_folder: str) -> None:
+        """Let ``checkpoints/<name>`` name a checkpoint that is completely written."""
+        (self.location / "checkpoints" / name).write_text(step_folder + "\n")
+
+    @contextlib.contextmanager
+    def checkpoint(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """A verified local copy of the checkpoint ``last``, ``best`` or ``step-…``, and its metadata."""
+        folder = self.reference(name) if name in ("last", "best") else name
+        source = self.location / "checkpoints" / (folder or name)
+        if folder is None or not (source / checkpoint.META).exists():
+            known = [n for n in (self.location / "checkpoints").list() if n.startswith("step-")]
+            raise DataError(
+                f"run {self.name} has no checkpoint {name!r}",
+                hint=f"it has: {', '.join(known) or 'none yet'}; `untrained` is always there",
+            )
+        with tempfile.TemporaryDirectory(prefix="icre-checkpoint-") as scratch:
+            local = Path(scratch)
+            for file in (checkpoint.META, checkpoint.NETWORK, checkpoint.OPTIMIZER):
+                if (source / file).exists():
+                    (source / file).download(local / file)
+            yield local, checkpoint.read_meta(local)
+
+
+def datasets(storage: Storage) -> Storage:
+    """Where prepared data sets live."""
+    return storage / "datasets"
+
+
+def runs(storage: Storage) -> Storage:
+    """Where runs live."""
+    return storage / "runs"
+
+
+def create_run(recipe: config.Recipe, name: str | None, data: PreparedData) -> Run:
+    """A new run folder with config.yaml and manifest.json. Raises UserError when the name is taken."""
+    name = name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    run = Run(runs(Storage(recipe.storage)) / name)
+    if (run.location / "config.yaml").exists():
+        raise UserError(
+            f"run {name} exists at {run.location.url}",
+            hint="give another --run name, or leave it out for one made of the date and time",
+        )
+    (run.location / "config.yaml").write_text(recipe.to_yaml())
+    (run.location / "manifest.json").write_json(provenance(recipe, data) | {"run": name})
+    return run
+
+
+def open_run(storage: Storage, name: str) -> Run:
+    """An existing run; ``latest`` is the one that was started last. Raises DataError when there is none."""
+    folder = runs(storage)
+    names = folder.list() if folder.exists() else []
+    started = {n: Run(folder / n) for n in names if (folder / n / "manifest.json").exists()}
+    if name == "latest" and started:
+        return max(started.values(), key=lambda run: str(run.manifest["created"]))
+    if name not in started:
+        raise DataError(
+            f"no run {name!r} in {folder.url}",
+            hint=f"runs there: {', '.join(sorted(started)) or 'none'}; start one with `icre train`",
+        )
+    return started[name]
+
+
+def provenance(recipe: config.Recipe, data: PreparedData) -> dict[str, Any]:
+    """What a reader needs to trust or repeat a run: code, command, packages, data, hardware, parents."""
+    manifest = data.manifest
+    return {
+        "created": now(),
+        "code": code_version(),
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "hardware": hardware(),
+        "seed": recipe.seed,
+        "data": {
+            "name": manifest["name"],
+            "hash": data.hash,
+            "synthetic": manifest["synthetic"],
+            "counts": manifest["counts"],
+            "set_aside": manifest["set_aside"],
+            "not_trained": manifest["not_trained"],
+        },
+        "parents": [data.location.url],
+    }
+
+
+def code_version() -> dict[str, Any]:
+    """Package version and, in a git checkout, the commit and whether files differ from it."""
+    version: dict[str, Any] = {"version": metadata.version("icre")}
+    root = Path(__file__).resolve().parent.parent
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        version["commit"] = _git(root, "rev-parse", "HEAD")
+        version["modified"] = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
+    return version
+
+
+def hardware() -> dict[str, Any]:
+    """Of the machine this is called on."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
+
+
+def now() -> str:
+    """UTC, ISO 8601 with microseconds, so that runs sort by their start."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,113 @@
+"""A Ray session: the cluster the command runs on, or a local one that ends with it; quiet on the console."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+
+from icre import config
+from pipelines.storage import Storage
+
+# Ray reads these when it starts; what the user exported wins.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Ray Train's controller looks for reports this often; the default of 2 s would stall every report.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+LOGS_COPIED = ("worker-*.err", "worker-*.out", "raylet.*", "gcs_server.*", "ray-data/*", "ray-train*", "train/*")
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Logical CPUs that a verb needs at the same time; a local Ray is started with at least as many."""
+
+    cpus: float
+
+    @classmethod
+    def of_training(cls, train: config.Train) -> Demand:
+        """Workers and their decode tasks."""
+        return cls(train.workers * (train.cpus_per_worker + train.loaders * train.loader_cpus))
+
+
+@contextlib.contextmanager
+def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
+    """Connect to ``RAY_ADDRESS`` if set (as inside a Ray job), else start Ray here and stop it at the end.
+
+    Ray's own log lines go to ``logs/driver.log``; at the end of a local session its processes' logs are copied
+    there too. A session that is already open (the demo runs several verbs in one) is used as it is.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with _log_to(logs / "driver.log"):
+        if ray.is_initialized():
+            yield
+            return
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        attached = bool(os.environ.get("RAY_ADDRESS"))
+        started: dict[str, Any] = {}
+        if not attached:
+            started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus))
+        session: Any = ray.init(log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **started)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        try:
+            yield
+        finally:
+            folder = Path(session.address_info["session_dir"]) / "logs"
+            ray.shutdown()
+            if not attached:
+                _copy_logs(folder, logs / "ray")
+
+
+@contextlib.contextmanager
+def local_logs(destination: Storage, scratch: Path) -> Iterator[Path]:
+    """A local folder for logs that ends up at ``destination``, also when the body raises."""
+    try:
+        yield scratch
+    finally:
+        for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
+            (destination / path.relative_to(scratch).as_posix()).upload(path)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    silenced = [logging.getLogger(name) for name in ("ray", "ray.data", "ray.train", "ray.tune")]
+    kept = [(logger, logger.handlers[:], logger.propagate) for logger in silenced]
+    for logger in silenced:
+        logger.handlers, logger.propagate = [], True
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate in kept:
+            logger.handlers, logger.propagate = handlers, propagate
+        root.removeHandler(handler)
+        root.setLevel(before)
+        handler.close()
+
+
+def _copy_logs(source: Path, target: Path) -> None:
+    for pattern in LOGS_COPIED:
+        for path in source.glob(pattern):
+            if path.is_file() and path.stat().st_size:
+                copy = target / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)

@@ -1,0 +1,20 @@
+"""``icre config show|schema``: the recipe as it resolves, and every key that it can have."""
+
+from __future__ import annotations
+
+from icre import config
+from pipelines.command import ConfigFile, Overrides, new_app
+
+app = new_app()
+
+
+@app.command()
+def show(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Print the resolved recipe as YAML."""
+    print(config.load_recipe(config_file, overrides or []).to_yaml(), end="")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the recipe: every key, its meaning, type, bounds and default."""
+    print(config.json_schema())

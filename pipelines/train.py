@@ -1,0 +1,175 @@
+"""``icre train``: a prepared data set becomes a trained network in a run folder, on Ray Train."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from icre import config
+from icre.data.plan import plan_epoch
+from icre.errors import ConfigError, IcreError, TrainingError
+from pipelines import runs
+from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.prepare import describe_counts
+from pipelines.prepared import PreparedData
+from pipelines.progress import Board, follow
+from pipelines.runs import Run
+from pipelines.session import Demand, local_logs, ray_session
+from pipelines.storage import Storage
+from pipelines.trainer import Job, initial_network, train_worker
+
+NewRun = Annotated[str | None, typer.Option("--run", help="Name of the new run. None: <name>-<date>-<time>.")]
+
+
+def command(
+    config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False, run: NewRun = None
+) -> None:
+    """Train on a prepared data set; checkpoints and metrics land in the run folder."""
+    recipe = config.load_recipe(config_file, overrides or [])
+    if dry_run:
+        print(plan(recipe, run))
+        return
+    started = start(recipe, run)
+    with ray_session_for(started, Demand.of_training(recipe.train)):
+        execute(started)
+    say(f"train: finished; next: icre evaluate --run {started.name} storage={recipe.storage}")
+    print(started.location.url)
+
+
+def open_data(recipe: config.Recipe) -> PreparedData:
+    """The prepared data set that the recipe names."""
+    return PreparedData.open(runs.datasets(Storage(recipe.storage)) / recipe.data.name)
+
+
+def plan(recipe: config.Recipe, name: str | None) -> str:
+    """What ``train`` would do: the recipe, the counts, the steps, the paths."""
+    data = open_data(recipe)
+    steps = steps_per_epoch(recipe, data)
+    run = runs.runs(Storage(recipe.storage)) / (name or f"{recipe.name}-<date>-<time>")
+    return "\n".join(
+        [
+            recipe.to_yaml(),
+            describe_counts(data.manifest["counts"]),
+            f"\nclasses: {len(data.classes)}",
+            f"steps: {recipe.train.epochs} epochs x {steps} = {recipe.train.epochs * steps}, "
+            f"of {recipe.batch.size} images over {recipe.train.workers} workers",
+            f"would write: {run.url}",
+        ]
+    )
+
+
+def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
+    """The recipe's, or as the field counts an epoch."""
+    batch = recipe.batch
+    return recipe.train.steps_per_epoch or data.training_index().steps(
+        visible=batch.visible, infrared=batch.infrared, identities=batch.identities
+    )
+
+
+def start(recipe: config.Recipe, name: str | None) -> Run:
+    """Check everything that can be checked without a worker, then create the run folder."""
+    data = open_data(recipe)
+    _check_size(recipe, data)
+    # Building the network here finds a weights file that does not fit before anything is written.
+    initial_network(recipe, classes=len(data.classes))
+    runs.runs(Storage(recipe.storage)).check_writable()
+    return runs.create_run(recipe, name, data)
+
+
+@contextlib.contextmanager
+def ray_session_for(run: Run, demand: Demand) -> Iterator[None]:
+    """A Ray session whose logs end up in the run folder, also when the body raises."""
+    with (
+        tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch,
+        local_logs(run.location / "logs", Path(scratch)),
+        ray_session(Path(scratch), demand=demand),
+    ):
+        yield
+
+
+def execute(run: Run) -> None:
+    """Train ``run`` inside an open Ray session. Raises TrainingError when the workers fail for good."""
+    recipe = run.recipe
+    data = open_data(recipe)
+    run.write_status("running")
+    board = Board.remote()  # type: ignore[attr-defined]
+    job = Job(
+        recipe=recipe.to_dict(),
+        run=run.location.url,
+        data=data.location.url,
+        steps_per_epoch=steps_per_epoch(recipe, data),
+        board=board,
+    )
+    try:
+        with follow(board, "train"):
+            _trainer(recipe, run, job).fit()
+    except TrainingFailedError as error:
+        cause = explain(error)
+        run.write_status("failed", error=str(cause))
+        raise cause from error
+    except KeyboardInterrupt:
+        run.write_status("failed", error="stopped by Ctrl-C")
+        raise
+    run.write_status("finished")
+
+
+def explain(error: TrainingFailedError) -> IcreError:
+    """The error that a worker raised, if it is one that a user can act on."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        original = getattr(failure, "cause", failure)
+        if isinstance(original, IcreError):
+            return original
+    return TrainingError(f"training failed: {error}", hint="the workers' tracebacks are in the run folder under logs/")
+
+
+def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
+    train = recipe.train
+    filesystem, path = run.location.arrow()
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.gpus_per_worker else {})
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=dict(job),
+        scaling_config=ScalingConfig(
+            num_workers=train.workers, use_gpu=bool(train.gpus_per_worker), resources_per_worker=resources
+        ),
+        # Ray Train's storage is the run's checkpoints/, so what it persists is what a person finds there.
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+        ),
+    )
+
+
+def _check_size(recipe: config.Recipe, data: PreparedData) -> None:
+    for key in ("height", "width"):
+        asked, stored = getattr(recipe.data, key), data.manifest[key]
+        if asked != stored:
+            raise ConfigError(
+                f"data.{key}={asked}, but {data.location.url} was prepared at {stored}",
+                hint=f"set data.{key}={stored}, or prepare again (under another data.name to keep both)",
+            )
+    # Drawing the first epoch refuses a batch with more identities than there are.
+    batch = recipe.batch
+    plan_epoch(
+        data.training_index(),
+        identities=batch.identities,
+        visible=batch.visible,
+        infrared=batch.infrared,
+        steps=1,
+        seed=recipe.seed,
+        epoch=0,
+    )
+
+
+if __name__ == "__main__":
+    run_command(command)
