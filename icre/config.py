@@ -31,7 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values do not change once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Synthetic(Section):
@@ -334,7 +334,10 @@ def parse_recipe(values: Mapping[str, Any], *, where: str, problems: Sequence[st
     """Validate plain values; ``where`` names their origin in the error."""
     found = list(problems)
     recipe = Recipe()
-    remaining: Any = json.loads(json.dumps(values, default=str))
+    try:
+        remaining: Any = json.loads(json.dumps(values, default=str))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the recipe from {where}: {error}", hint="keys are words; no value holds itself") from error
     while True:
         try:
             recipe = Recipe.model_validate(remaining)
@@ -349,9 +352,9 @@ def parse_recipe(values: Mapping[str, Any], *, where: str, problems: Sequence[st
             for location in locations:
                 _prune(remaining, location)
     if found:
-        lines = "\n".join(f"  - {line}" for problem in found for line in problem.split("\n"))
+        lines = [f"  - {line}" for problem in found for line in problem.split("\n")]
         raise ConfigError(
-            f"{len(found)} problem(s) in the recipe from {where}:\n{lines}",
+            "\n".join([f"{len(lines)} problem(s) in the recipe from {where}:", *lines]),
             hint="`icre config schema` lists every key with its meaning, type and default",
         )
     return recipe

@@ -9,6 +9,7 @@ from icre import config
 from pipelines import evaluate, prepare, report, synthesize, train
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.metric_table import metric_table_markdown
+from pipelines.networks import UNTRAINED
 from pipelines.session import Demand, ray_session
 
 DEFAULT = Path("configs/demo.yaml")
@@ -33,7 +34,7 @@ def command(
         say(f"train: run {started.name}")
         with train.ray_session_for(started, demand):
             train.execute(started)
-            names = (evaluate.UNTRAINED, "best")
+            names = (UNTRAINED, "best")
             results = [evaluate.evaluate(started, recipe, name) for name in names]
         page = report.write(started)
     print(f"\n{metric_table_markdown(results)}")

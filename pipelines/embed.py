@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import ray
 import ray.data
 import torch
 from ray.data.expressions import col
@@ -15,25 +14,25 @@ from icre.data import images
 from icre.data.augmentation import normalise
 from icre.data.records import SplitName
 from icre.errors import IcreError
-from icre.model.network import ICRENetwork
+from pipelines.networks import load_network
 from pipelines.prepared import PreparedData
 
 
-def embed(network: ICRENetwork, data: PreparedData, split: SplitName, settings: config.Evaluation) -> torch.Tensor:
-    """(n, D) float32 retrieval features of ``data.rows_of(split)``, in that order.
+def embed(
+    run_url: str, checkpoint: str, data: PreparedData, split: SplitName, settings: config.Evaluation
+) -> torch.Tensor:
+    """(n, D) float32 retrieval features of ``data.rows_of(split)``, in that order, by a checkpoint of a run.
 
     Raises IcreError when the number of features is not the number of images.
     """
     filesystem, _ = data.location.arrow()
-    shared = ray.put(network.cpu())
     rows = (
-        ray.data.read_parquet(
-            data.shard_paths, filesystem=filesystem, columns=["image", "modality", "split"], shuffle=None
-        )
+        ray.data.read_parquet(data.shard_paths, filesystem=filesystem)
+        .select_columns(["image", "modality", "split"])
         .filter(expr=col("split") == split)
         .map_batches(
             _Embedder,
-            fn_constructor_args=(shared, int(settings.cpus_per_worker)),
+            fn_constructor_args=(run_url, checkpoint, int(settings.cpus_per_worker)),
             batch_size=settings.batch_size,
             concurrency=settings.workers,
             num_cpus=settings.cpus_per_worker,
@@ -52,12 +51,12 @@ def embed(network: ICRENetwork, data: PreparedData, split: SplitName, settings: 
 
 
 class _Embedder:
-    """One embedding process: holds the network, turns a batch of rows into features."""
+    """One embedding process: loads the network, turns a batch of rows into features."""
 
-    def __init__(self, network: Any, threads: int) -> None:
+    def __init__(self, run_url: str, checkpoint: str, threads: int) -> None:
         torch.set_num_threads(max(1, threads))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network: ICRENetwork = ray.get(network).to(self.device).eval()
+        self.network = load_network(run_url, checkpoint)[0].to(self.device).eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         structs = batch["image"].tolist()

@@ -12,21 +12,17 @@ from icre import config
 from icre.data.records import MODALITIES
 from icre.evaluation import DirectionResult, FolderProtocol, run_protocol
 from icre.evaluation.evidence import distance_histogram, ranked_lists
-from icre.model.network import ICRENetwork
-from icre.training import checkpoint
 from pipelines import runs
 from pipelines.command import ConfigFile, DryRun, Overrides, RunName, run_command, say
 from pipelines.embed import embed
 from pipelines.metric_table import metric_table_markdown
+from pipelines.networks import load_network
 from pipelines.prepare import describe_counts
 from pipelines.prepared import PreparedData
 from pipelines.runs import Run
 from pipelines.session import Demand
 from pipelines.storage import Storage
 from pipelines.train import open_data, ray_session_for
-from pipelines.trainer import initial_network
-
-UNTRAINED = "untrained"
 
 CheckpointName = Annotated[
     list[str],
@@ -70,9 +66,9 @@ def evaluated_recipe(run: Run, asked: config.Recipe) -> config.Recipe:
 def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
     """Evaluate one checkpoint inside an open Ray session and write ``eval/<name>.json``."""
     data = open_data(recipe)
-    network, described = load(run, recipe, name)
+    _, described = load_network(run.location.url, name)
     say(f"evaluate: {described['name']} checkpoint of {run.name} on {data.location.url}")
-    features = embed(network, data, "test", recipe.evaluation)
+    features = embed(run.location.url, name, data, "test", recipe.evaluation)
     result = {
         "run": run.name,
         "checkpoint": described,
@@ -81,20 +77,6 @@ def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
     }
     result_path(run, name).write_json(result)
     return result
-
-
-def load(run: Run, recipe: config.Recipe, name: str) -> tuple[ICRENetwork, dict[str, Any]]:
-    """The network of a checkpoint, completely loaded, and its name, step and checksum."""
-    if name == UNTRAINED:
-        classes = len(open_data(run.recipe).classes)
-        return initial_network(run.recipe, classes=classes), {"name": name, "step": 0, "sha256": None}
-    with run.checkpoint(name) as (folder, meta):
-        # The weights of the recipe's pretrained file would be overwritten at once: do not fetch them.
-        bare = run.recipe.model_copy(update={"model": run.recipe.model.model_copy(update={"weights": None})})
-        network = initial_network(bare, classes=meta["classes"])
-        checkpoint.load_network(network, folder)
-    step = checkpoint.progress_of(meta).step
-    return network, {"name": name, "step": step, "sha256": meta["files"][checkpoint.NETWORK]["sha256"]}
 
 
 def measure(

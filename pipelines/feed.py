@@ -112,7 +112,7 @@ class Feed:
         return cut.reshape(-1)
 
     def _batch(self, chunk: dict[str, np.ndarray], device: torch.device) -> Batch:
-        rows = torch.from_numpy(np.ascontiguousarray(chunk["rows"]))
+        rows = torch.tensor(chunk["rows"])
         k = self.recipe.batch
         infrared = torch.arange(len(rows)) % (k.visible + k.infrared) >= k.visible
         labels = torch.from_numpy(_label_of_row(self.location)[chunk["rows"]])

@@ -21,7 +21,7 @@ import ray.data
 
 from icre import config
 from icre.data import splits
-from icre.data.images import UnreadableImageError, fit_image
+from icre.data.images import MIN_SIDE, UnreadableImageError, fit_image
 from icre.data.records import MODALITIES, PARQUET_SCHEMA, SPLITS, Record, SplitName
 from icre.data.sources import folder
 from icre.errors import DataError
@@ -78,7 +78,7 @@ def prepare(recipe: config.Recipe) -> tuple[PreparedData, bool]:
     location = runs.datasets(Storage(recipe.storage)) / recipe.data.name
     location.check_writable()
     digests, sizes = _fingerprint(found)
-    _refuse_conflicts(found.records, digests)
+    _refuse_conflicts(found, digests)
     settings = {
         "format": FORMAT,
         "height": recipe.data.height,
@@ -183,17 +183,27 @@ def _fingerprint(found: Survey) -> tuple[dict[str, str], dict[str, int]]:
     return {r["path"]: r["sha256"] for r in rows}, {r["path"]: int(r["bytes"]) for r in rows}
 
 
-def _refuse_conflicts(records: Sequence[Record], digests: dict[str, str]) -> None:
+def _refuse_conflicts(found: Survey, digests: dict[str, str]) -> None:
     holders: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
+    for record in found.records:
         holders[digests[record.path]].append(record)
-    conflicts = [group for group in holders.values() if len({record.pid for record in group}) > 1]
+    shared = (group for group in holders.values() if len({record.pid for record in group}) > 1)
+    # Equal files that are no picture (empty, cut off) say nothing about labels: they are set aside later.
+    conflicts = [group for group in shared if _is_picture((found.root / group[0].path).read_bytes())]
     if conflicts:
         examples = "; ".join(" = ".join(record.path for record in group) for group in conflicts[:3])
         raise DataError(
             f"{len(conflicts)} picture(s) are filed under two identities: {examples}",
             hint="one of the labels is wrong: remove the file from the identity it does not show",
         )
+
+
+def _is_picture(content: bytes) -> bool:
+    try:
+        fit_image(content, height=MIN_SIDE, width=MIN_SIDE, jpeg_quality=95)
+    except UnreadableImageError:
+        return False
+    return True
 
 
 def _plan_shards(found: Survey, digests: dict[str, str], sizes: dict[str, int], *, target: float) -> list[list[Row]]:

@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from icre.errors import TrainingError
+
 PLAIN_INTERVAL_S = 30.0
 POLL_INTERVAL_S = 0.5
 
@@ -29,6 +31,7 @@ class Board:
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
+        self.error: TrainingError | None = None
 
     def post(self, state: dict[str, Any]) -> None:
         """Replace the state."""
@@ -37,6 +40,14 @@ class Board:
     def read(self) -> dict[str, Any]:
         """The state that was posted last; empty before the first."""
         return self.state
+
+    def fail(self, error: TrainingError) -> None:
+        """Say why training ended early."""
+        self.error = error
+
+    def failure(self) -> TrainingError | None:
+        """Why training ended early, or None."""
+        return self.error
 
 
 class Rate:

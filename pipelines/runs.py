@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -81,6 +81,14 @@ class Run:
     def point(self, name: str, step_folder: str) -> None:
         """Let ``checkpoints/<name>`` name a checkpoint that is completely written."""
         (self.location / "checkpoints" / name).write_text(step_folder + "\n")
+
+    def remove_checkpoints(self, *, but: Collection[str | None]) -> None:
+        """Remove every ``step-…`` folder except ``but``; its metadata first, so that no half is ever read."""
+        folder = self.location / "checkpoints"
+        for name in folder.list():
+            if name.startswith("step-") and name not in but:
+                (folder / name / checkpoint.META).delete()
+                (folder / name).delete()
 
     @contextlib.contextmanager
     def checkpoint(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -156,6 +164,7 @@ def provenance(recipe: config.Recipe, data: PreparedData) -> dict[str, Any]:
             "hash": data.hash,
             "synthetic": manifest["synthetic"],
             "counts": manifest["counts"],
+            "classes": len(data.classes),
             "set_aside": manifest["set_aside"],
             "not_trained": manifest["not_trained"],
         },

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
     there too. A session that is already open (the demo runs several verbs in one) is used as it is.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    with _log_to(logs / "driver.log"):
+    with _log_to(logs / "driver.log"), _native_stderr_to(logs / "driver.err"):
         if ray.is_initialized():
             yield
             return
@@ -83,8 +84,29 @@ def local_logs(destination: Storage, scratch: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def _native_stderr_to(path: Path) -> Iterator[None]:
+    """Ray's C++ core writes to file descriptor 2 itself: let that be ``path``, and Python's stderr the console."""
+    if sys.stderr is not sys.__stderr__ or sys.stderr is None:
+        yield  # somebody else, a test runner for one, already has its hands on it
+        return
+    console = sys.stderr
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=console.encoding, errors=console.errors)
+    kept = os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        sys.stderr.close()
+        sys.stderr = console
+
+
+@contextlib.contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path)
+    handler.setLevel(logging.INFO)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     before = root.level

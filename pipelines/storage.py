@@ -348,6 +348,24 @@ def _filesystem(*, remote: bool, patient: bool) -> Any:
     return _connect(settings, os.getpid(), patient=patient)
 
 
+class _S3(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
+    """s3fs that cannot hang, also in the worker that it is pickled to."""
+
+    retries = 3  # rounds of botocore's own after a broken transfer
+
+    async def set_session(self, refresh: bool = False, kwargs: Any = None) -> Any:
+        """The client, set up so that uploads do not ask first whether they may begin."""
+        client = await super().set_session(refresh=refresh, kwargs=kwargs or {})
+        client.meta.events.register_last("before-call.s3", _send_at_once, unique_id="icre-send-at-once")
+        return client
+
+
+def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+    # botocore asks with `Expect: 100-continue`, and no timeout of aiohttp covers the wait for the answer:
+    # with the header, an upload to a store that accepts connections and stays silent never ends.
+    params["headers"].pop("Expect", None)
+
+
 @lru_cache(maxsize=8)
 def _connect(settings: tuple[tuple[str, str], ...], pid: int, *, patient: bool) -> Any:
     """One client a process and set of AWS variables: making one takes 0.1 s, and it does not survive a fork.
@@ -358,15 +376,16 @@ def _connect(settings: tuple[tuple[str, str], ...], pid: int, *, patient: bool) 
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         _check_endpoint(name, dict(settings).get(name))
     region = dict(settings).get("AWS_REGION")  # botocore itself reads AWS_DEFAULT_REGION alone
-    fs = s3fs.S3FileSystem(
+    fs = _S3(
         client_kwargs={"region_name": region} if region else {},
         config_kwargs={
-            "retries": {"max_attempts": 12 if patient else 2, "mode": "standard"},
+            "retries": {"max_attempts": 12 if patient else 1, "mode": "standard"},
             "connect_timeout": 5 if patient else 3,
-            "read_timeout": 30 if patient else 5,
+            "read_timeout": 30 if patient else 4,
         },
         use_listings_cache=False,  # other processes write, too
         skip_instance_cache=True,
     )
-    fs.retries = 3 if patient else 1  # rounds of the above after a broken transfer
+    if not patient:
+        fs.retries = 1
     return fs

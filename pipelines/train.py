@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import ray
 import typer
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -18,13 +19,14 @@ from icre.data.plan import plan_epoch
 from icre.errors import ConfigError, IcreError, TrainingError
 from pipelines import runs
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.networks import initial_network
 from pipelines.prepare import describe_counts
 from pipelines.prepared import PreparedData
 from pipelines.progress import Board, follow
 from pipelines.runs import Run
 from pipelines.session import Demand, local_logs, ray_session
 from pipelines.storage import Storage
-from pipelines.trainer import Job, initial_network, train_worker
+from pipelines.trainer import Job, train_worker
 
 NewRun = Annotated[str | None, typer.Option("--run", help="Name of the new run. None: <name>-<date>-<time>.")]
 
@@ -111,13 +113,15 @@ def execute(run: Run) -> None:
     try:
         with follow(board, "train"):
             _trainer(recipe, run, job).fit()
+            failure = ray.get(board.failure.remote())
     except TrainingFailedError as error:
-        cause = explain(error)
-        run.write_status("failed", error=str(cause))
-        raise cause from error
+        failure = explain(error)
     except KeyboardInterrupt:
         run.write_status("failed", error="stopped by Ctrl-C")
         raise
+    if failure is not None:
+        run.write_status("failed", error=str(failure))
+        raise failure
     run.write_status("finished")
 
 

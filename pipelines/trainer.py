@@ -21,18 +21,17 @@ from icre import config
 from icre.data.augmentation import normalise
 from icre.errors import TrainingError
 from icre.evaluation import FolderProtocol, run_protocol
-from icre.model.build import build_network
 from icre.model.network import ICRENetwork
 from icre.training import checkpoint, distributed
 from icre.training.checkpoint import Progress
 from icre.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from icre.training.step import train_step
 from pipelines.feed import Feed, load_images
+from pipelines.networks import initial_network
 from pipelines.prepared import PreparedData
 from pipelines.progress import Rate
 from pipelines.runs import Run
 from pipelines.storage import Storage
-from pipelines.weights import fetch
 
 POST_INTERVAL_S = 0.5
 
@@ -48,8 +47,19 @@ class Job(TypedDict):
 
 
 def train_worker(settings: dict[Any, Any]) -> None:
-    """Train from the run's last checkpoint, or from the start, to the last epoch. settings: a :class:`Job`."""
+    """Train from the run's last checkpoint, or from the start, to the last epoch. settings: a :class:`Job`.
+
+    A TrainingError happens on every worker at the same step and would happen again: it is handed to the driver
+    instead of being raised, because Ray Train answers an exception by starting over.
+    """
     job = cast(Job, settings)
+    try:
+        _train(job)
+    except TrainingError as error:
+        ray.get(job["board"].fail.remote(error))
+
+
+def _train(job: Job) -> None:
     recipe = config.parse_recipe(job["recipe"], where="the driver")
     data = PreparedData.open(Storage(job["data"]))
     context = ray.train.get_context()
@@ -111,7 +121,7 @@ class _Worker:
             worker._resume()
         if distributed.world_size() > 1:
             worker.model = DistributedDataParallel(
-                network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+                network, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
             )
         return worker
 
@@ -159,9 +169,11 @@ class _Worker:
             ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=folder)
         # Lines of steps that a checkpoint does not hold would come twice after a restart: write both together.
         self.run.write_metrics(self.metrics)
+        before = self.run.reference("last")
         self.run.point("last", folder)
         if improved:
             self.run.point("best", folder)
+        self.run.remove_checkpoints(but={before, folder, self.run.reference("best")})
 
     def state(self, epoch: int, total: int, eta_s: float | None) -> dict[str, Any]:
         """For the progress line: averages over the newest steps."""
@@ -217,14 +229,6 @@ class _Worker:
             return False
         self.progress = replace(self.progress, best_metric=row["mAP"], best_step=self.progress.step)
         return True
-
-
-def initial_network(recipe: config.Recipe, *, classes: int) -> ICRENetwork:
-    """The network before its first step, with the pretrained backbone of the recipe if it names one."""
-    if recipe.model.weights is None:
-        return build_network(recipe, classes=classes)
-    with tempfile.TemporaryDirectory(prefix="icre-weights-") as scratch:
-        return build_network(recipe, classes=classes, weights=fetch(recipe.model.weights, Path(scratch)))
 
 
 def _embed(

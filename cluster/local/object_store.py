@@ -112,7 +112,7 @@ class ObjectStore:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self._folder,
-                env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder},
+                env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "GOMEMLIMIT": "256MiB"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

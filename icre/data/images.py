@@ -24,9 +24,10 @@ def fit_image(data: bytes, *, height: int, width: int, jpeg_quality: int) -> byt
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
+            deep = any(";16" in str(tile[3]) for tile in image.tile)
             image.load()
             fits = image.size == (width, height) and image.mode in ("RGB", "L") and not _rotated(image)
-            _refuse_unusable(image)
+            _refuse_unusable(image, deep=deep)
             if fits:
                 return data
             upright = ImageOps.exif_transpose(image)
@@ -51,10 +52,11 @@ def _rotated(image: Image.Image) -> bool:
     return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
 
 
-def _refuse_unusable(image: Image.Image) -> None:
+def _refuse_unusable(image: Image.Image, *, deep: bool) -> None:
     if min(image.size) < MIN_SIDE:
         raise UnreadableImageError(f"{image.width}x{image.height} pixels; at least {MIN_SIDE} a side are needed")
-    if image.mode.startswith(("I", "F")):
+    # Pillow opens 16-bit colour as 8-bit RGB, of which only the raw mode of the file (``deep``) still tells.
+    if deep or image.mode.startswith(("I", "F")):
         raise UnreadableImageError(f"mode {image.mode}: more than 8 bits a channel; scale it to 8 bits first")
 
 

@@ -31,7 +31,7 @@ class TrainingIndex:
     @classmethod
     def build(cls, rows: Sequence[int], labels: Sequence[int], infrared: Sequence[bool]) -> TrainingIndex:
         """rows, labels, infrared: parallel, any order. Each label 0..C-1 needs at least one row a modality."""
-        row, label, ir = np.asarray(rows, np.int64), np.asarray(labels), np.asarray(infrared, bool)
+        row, label, ir = np.asarray(rows, np.int64), np.asarray(labels, np.int64), np.asarray(infrared, bool)
         classes = int(label.max()) + 1 if len(label) else 0
         groups, starts = [], []
         for mask in (~ir, ir):

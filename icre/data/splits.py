@@ -29,11 +29,16 @@ def split_from_file(pids: Iterable[str], text: str, *, where: str) -> dict[str, 
     result: dict[str, SplitName] = {}
     unlisted = []
     for pid in pids:
-        split = listed.get(pid) or (listed.get(int(pid)) if pid.isdecimal() else None)
-        if split is None:
-            unlisted.append(pid)
-        else:
+        by_name, by_number = listed.get(pid), listed.get(int(pid)) if pid.isdecimal() else None
+        if by_name and by_number:
+            raise DataError(
+                f"{where}: identity {pid!r} is listed by name in {by_name} and by number in {by_number}",
+                hint="an identity belongs to exactly one split",
+            )
+        if split := by_name or by_number:
             result[pid] = split
+        else:
+            unlisted.append(pid)
     if unlisted:
         raise DataError(
             f"{where}: {len(unlisted)} identities of the images are not listed: {', '.join(unlisted[:5])}",
@@ -61,7 +66,10 @@ def _read(text: str, where: str) -> Mapping[str | int, SplitName]:
         raise DataError(f"{where}: the keys must be train, test and, if wanted, val", hint=form)
     listed: dict[str | int, SplitName] = {}
     for split in SPLITS:
-        for pid in data.get(split, []):
+        pids = data.get(split, [])
+        if not isinstance(pids, list):
+            raise DataError(f"{where}: {split} is {pids!r}, not a list", hint=form)
+        for pid in pids:
             if not isinstance(pid, str | int) or isinstance(pid, bool):
                 raise DataError(f"{where}: {split} holds {pid!r}, not an identity", hint=form)
             if pid in listed:

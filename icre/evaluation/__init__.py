@@ -5,7 +5,6 @@ from icre.evaluation.protocols import (
     DirectionResult,
     FolderProtocol,
     draw_gallery,
-    markdown_table,
     run_protocol,
 )
 from icre.evaluation.ranking import (
@@ -29,6 +28,5 @@ __all__ = [
     "evaluate_ranking",
     "evaluate_regdb",
     "evaluate_sysu",
-    "markdown_table",
     "run_protocol",
 ]

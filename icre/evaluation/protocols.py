@@ -8,7 +8,7 @@ Shape letters: N images, D feature dimensions, C queries of one chunk, U gallery
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +36,6 @@ DIRECTIONS = {
     "infrared_to_visible": ("infrared", "visible"),
 }
 MAX_RANK = 20
-COLUMNS = {
-    "R1": "rank1",
-    "R5": "rank5",
-    "R10": "rank10",
-    "R20": "rank20",
-    "mAP": "mAP",
-    "mINP": "mINP",
-}
 
 
 @dataclass(frozen=True)
@@ -236,20 +228,3 @@ def _run_direction(
         for trial, column in zip(scores, columns, strict=True):
             trial.append(score_queries(dist_CU[:, column], labels, gallery, camera_rule=rule, cmc=protocol.cmc))
     return DirectionResult([summarise(trial, camera_rule=rule, max_rank=MAX_RANK) for trial in scores])
-
-
-def markdown_table(results: Mapping[str, DirectionResult], protocol: FolderProtocol) -> str:
-    """The protocol, the queries counted and left out, and ``mean ± std`` in percent as a Markdown table."""
-    counts = [f"{name} {result.queries} ({result.skipped} skipped)" for name, result in results.items()]
-    lines = [
-        protocol.describe(),
-        f"Queries: {', '.join(counts)}",
-        "",
-        f"| direction | {' | '.join(COLUMNS)} |",
-        f"|---|{'---:|' * len(COLUMNS)}",
-    ]
-    for name, result in results.items():
-        mean, std = result.mean(), result.std()
-        cells = (f"{100 * mean[key]:.2f} ± {100 * std[key]:.2f}" for key in COLUMNS.values())
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"

@@ -15,8 +15,8 @@ from icre.model.weights import load_pretrained
 def build_network(recipe: config.Recipe, *, classes: int, weights: Path | None = None) -> ICRENetwork:
     """The untrained network: every tensor follows from ``recipe.seed``, and from ``weights`` if given.
 
-    classes: training identities. weights: a local copy of ``recipe.model.weights``. The global random state of
-    torch is left as it was.
+    classes: training identities. weights: a local copy of ``recipe.model.weights``. torch's random state on
+    the CPU is left as it was.
     """
     settings = recipe.model
     with torch.random.fork_rng(devices=[]):

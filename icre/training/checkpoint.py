@@ -51,7 +51,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text())
         described = meta["files"].items()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{folder / META}: not a readable checkpoint: {error!r}", hint=hint) from error
     for name, expected in described:
         path = folder / name

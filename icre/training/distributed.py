@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn as dist_nn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,16 +29,17 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    parts = dist_nn.all_gather(x.contiguous())  # type: ignore[no-untyped-call]
-    return torch.cat(parts)
+    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 def gather(x: Tensor) -> Tensor:
     """As :func:`gather_with_gradient`, for labels: no gradient."""
     if world_size() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
+    rows = x.contiguous()
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(parts, rows)
     return torch.cat(parts)
 
 
@@ -86,6 +86,22 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
             self.num_batches_tracked.add_(1)
         return y
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of all workers; backward, each worker's rows receive the sum of what every worker's copy received."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        return gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        start = dist.get_rank() * ctx.rows
+        return total[start : start + ctx.rows]
 
 
 class _NormaliseGlobally(torch.autograd.Function):

@@ -399,14 +399,19 @@ def test_malformed_endpoints(s3: Storage, monkeypatch: pytest.MonkeyPatch, endpo
     assert "hidden" not in str(caught.value)
 
 
-def test_an_unreachable_endpoint_is_reported_within_seconds(s3: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+@pytest.mark.parametrize("silent", [False, True], ids=["closed", "silent"])
+def test_an_endpoint_that_does_not_answer_is_reported_within_seconds(
+    s3: Storage, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts connections, never reads them
         endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    start = time.monotonic()
-    with pytest.raises(StorageError, match=endpoint):
-        s3.check_writable()
-    assert time.monotonic() - start < 15
+        if not silent:
+            listener.close()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        start = time.monotonic()
+        with pytest.raises(StorageError, match=endpoint):
+            s3.check_writable()
+        assert time.monotonic() - start < 15
 
 
 def test_an_outage_is_waited_for(s3: Storage, object_store: ObjectStore, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from icre.evaluation import (
     FolderProtocol,
     RankingResult,
     draw_gallery,
-    markdown_table,
     run_protocol,
 )
 
@@ -175,18 +174,6 @@ def test_mean_and_sample_standard_deviation():
     assert direction.mean() == pytest.approx(dict.fromkeys(METRICS, 0.4))
     assert direction.std() == pytest.approx(dict.fromkeys(METRICS, statistics.stdev([0.2, 0.3, 0.7])))
     assert DirectionResult([result_with(0.2)]).std() == dict.fromkeys(METRICS, 0.0)
-
-
-def test_markdown_table():
-    protocol = FolderProtocol(trials=3, shots=2, camera_rule="same_camera", cmc="identity", seed=11)
-    text = markdown_table({"visible_to_infrared": DirectionResult([result_with(v) for v in (0.2, 0.3, 0.7)])}, protocol)
-    preamble, table = text.split("\n\n")
-    for choice in ("trials 3", "shots 2", "same_camera", "identity", "seed 11"):
-        assert choice in preamble
-    header, rule, row = table.strip().split("\n")
-    assert header == "| direction | R1 | R5 | R10 | R20 | mAP | mINP |"
-    assert row == "| visible_to_infrared | " + " | ".join(["40.00 ± 26.46"] * 6) + " |"
-    assert len({line.count("|") for line in (header, rule, row)}) == 1
 
 
 def test_refuses_data_that_the_protocol_cannot_use():

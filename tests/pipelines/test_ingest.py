@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from icre.errors import DataError, StorageError
+from pipelines import ingest
+from pipelines.prepared import ImageCache, PreparedData
+from pipelines.storage import Storage
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
+
+
+@pytest.fixture
+def images(synthetic_images: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(synthetic_images, tmp_path / "images of mine"))
+
+
+def source_files(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.glob("*/*/*.jpg")}
+
+
+def all_rows(data: PreparedData) -> list[dict[str, Any]]:
+    return [row for path in data.shard_paths for row in pq.ParquetFile(path).read().to_pylist()]
+
+
+def test_every_image_is_stored_once_with_its_labels_and_its_original_bytes(recipes: Any, images: Path) -> None:
+    data, written = ingest.prepare(recipes(f"data.root={images}"))
+    files, split = source_files(images), json.loads((images / "split.json").read_text())
+    rows = all_rows(data)
+    assert written
+    assert {row["image"]["path"]: row["image"]["bytes"] for row in rows} == files
+    for row in rows:
+        modality, identity, name = row["image"]["path"].split("/")
+        assert (row["modality"], row["identity"], row["camera"]) == (modality, identity, name.split("_")[0])
+        assert row["identity"] in split[row["split"]]
+        assert row["sha256"] == hashlib.sha256(row["image"]["bytes"]).hexdigest()
+        assert row["source"] == "synthetic"
+    assert [r["identity"] for r in rows] == sorted(r["identity"] for r in rows)
+    assert len(data.manifest["shards"]) > 1
+    assert data.classes == sorted(split["train"])
+    assert data.manifest["synthetic"] is True
+
+
+def test_both_readers_of_single_images_return_the_stored_bytes(recipes: Any, images: Path) -> None:
+    data, _ = ingest.prepare(recipes(f"data.root={images}"))
+    stored = [row["image"]["bytes"] for row in all_rows(data)]
+    cache = ImageCache(data)
+    assert [bytes(cache[row]) for row in range(len(stored))] == stored
+    assert [data.image(row) for row in (0, 57, len(stored) - 1)] == [stored[0], stored[57], stored[-1]]
+    with pytest.raises(IndexError):
+        data.image(len(stored))
+
+
+def test_preparing_again_does_nothing_and_a_new_folder_gives_the_same_bytes(recipes: Any, images: Path) -> None:
+    first, _ = ingest.prepare(recipes(f"data.root={images}"))
+    before = {path: Path(path).stat().st_mtime_ns for path in first.shard_paths}
+    again, written = ingest.prepare(recipes(f"data.root={images}"))
+    assert not written
+    assert {path: Path(path).stat().st_mtime_ns for path in again.shard_paths} == before
+    other, _ = ingest.prepare(recipes(f"data.root={images}", "data.name=other"))
+    assert other.manifest["shards"] == first.manifest["shards"]
+    assert other.hash == first.hash
+
+
+def test_a_changed_folder_replaces_the_data_set_and_leaves_no_shard_behind(recipes: Any, images: Path) -> None:
+    first, _ = ingest.prepare(recipes(f"data.root={images}"))
+    victim = next(iter(sorted(source_files(images))))
+    (images / victim).unlink()
+    second, written = ingest.prepare(recipes(f"data.root={images}"))
+    assert written and second.hash != first.hash
+    assert victim not in {row["image"]["path"] for row in all_rows(second)}
+    on_disk = {f"shards/{name}" for name in (second.location / "shards").list()}
+    assert on_disk == {shard["file"] for shard in second.manifest["shards"]}
+
+
+def test_other_sizes_and_modes_become_rgb_of_the_wanted_size(recipes: Any, images: Path) -> None:
+    identity = json.loads((images / "split.json").read_text())["train"][0]
+    folder = images / "visible" / identity
+    Image.new("RGB", (90, 120), (255, 0, 0)).save(folder / "1_big.png")
+    Image.new("RGBA", (32, 64), (0, 255, 0, 255)).save(folder / "1_alpha.png")
+    Image.new("CMYK", (32, 64), (0, 0, 0, 255)).save(folder / "1_cmyk.jpg")
+    data, _ = ingest.prepare(recipes(f"data.root={images}"))
+    stored = {row["image"]["path"]: row["image"]["bytes"] for row in all_rows(data)}
+    for name, colour in (("1_big.png", (255, 0, 0)), ("1_alpha.png", (0, 255, 0)), ("1_cmyk.jpg", (0, 0, 0))):
+        with Image.open(io.BytesIO(stored[f"visible/{identity}/{name}"])) as image:
+            assert (image.size, image.mode) == ((32, 64), "RGB")
+            assert np.abs(np.asarray(image).astype(int) - colour).max() <= 4
+
+
+def test_unreadable_images_are_set_aside_with_their_reason(recipes: Any, images: Path) -> None:
+    files = sorted(source_files(images))
+    (images / files[0]).write_bytes(b"")
+    (images / files[1]).write_bytes((images / files[1]).read_bytes()[:200])
+    (images / files[2]).write_text("not an image")
+    data, _ = ingest.prepare(recipes(f"data.root={images}", "data.max_unreadable_share=0.05"))
+    assert set(data.manifest["set_aside"]) == set(files[:3])
+    assert all(data.manifest["set_aside"].values())
+    assert {row["image"]["path"] for row in all_rows(data)} == set(files[3:])
+    counts = data.manifest["counts"]
+    assert sum(counts[split][m] for split in counts for m in ("visible", "infrared")) == len(files) - 3
+
+
+def test_too_many_unreadable_images_stop_and_keep_what_was_there(recipes: Any, images: Path) -> None:
+    recipe = recipes(f"data.root={images}")
+    first, _ = ingest.prepare(recipe)
+    for name in sorted(source_files(images))[:10]:
+        (images / name).write_text("not an image")
+    with pytest.raises(DataError, match="10 of 160"):
+        ingest.prepare(recipe)
+    kept = PreparedData.open(first.location)
+    assert kept.manifest == first.manifest
+    assert len((kept.location / "shards").list()) == len(kept.manifest["shards"])
+    with pytest.raises(DataError):
+        ingest.prepare(recipes(f"data.root={images}", "data.name=fresh"))
+    fresh = first.location.url.removesuffix("people") + "fresh"
+    assert [p for p in Path(fresh).rglob("*") if p.is_file()] == []
+
+
+def test_the_same_picture_under_two_identities_is_refused(recipes: Any, images: Path) -> None:
+    files = sorted(source_files(images))
+    other = next(name for name in files if name.split("/")[1] != files[0].split("/")[1])
+    (images / other).write_bytes((images / files[0]).read_bytes())
+    with pytest.raises(DataError) as caught:
+        ingest.prepare(recipes(f"data.root={images}"))
+    assert files[0] in caught.value.message and other in caught.value.message
+
+
+def test_an_identity_that_lacks_a_modality_is_stored_but_not_trained_on(recipes: Any, images: Path) -> None:
+    identity = json.loads((images / "split.json").read_text())["train"][1]
+    shutil.rmtree(images / "infrared" / identity)
+    data, _ = ingest.prepare(recipes(f"data.root={images}"))
+    assert set(data.manifest["not_trained"]) == {identity}
+    assert identity not in data.classes
+    assert identity in {row["identity"] for row in all_rows(data)}
+    assert data.training_index().classes == len(data.classes)
+
+
+def _empty(root: Path) -> None:
+    shutil.rmtree(root / "visible")
+    shutil.rmtree(root / "infrared")
+
+
+def _no_infrared(root: Path) -> None:
+    shutil.rmtree(root / "infrared")
+
+
+def _hidden_only(root: Path) -> None:
+    _empty(root)
+    (root / "visible" / "1").mkdir(parents=True)
+    (root / "visible" / "1" / ".1_a.jpg").write_bytes(b"x")
+    (root / "visible" / "1" / "Thumbs.db").write_bytes(b"x")
+
+
+def _bad_split(root: Path) -> None:
+    (root / "split.json").write_text('{"train": [], "test": []}')
+
+
+def _disjoint(root: Path) -> None:
+    for path in sorted((root / "infrared").iterdir()):
+        path.rename(path.with_name(f"x{path.name}"))
+    names = [p.name for p in (root / "infrared").iterdir()] + [p.name for p in (root / "visible").iterdir()]
+    (root / "split.json").write_text(json.dumps({"train": names[1:], "test": names[:1]}))
+
+
+@pytest.mark.parametrize("damage", [_empty, _no_infrared, _hidden_only, _bad_split, _disjoint, shutil.rmtree])
+def test_a_folder_that_cannot_make_a_data_set_is_refused_and_nothing_is_written(
+    recipes: Any, images: Path, damage: Any
+) -> None:
+    damage(images)
+    recipe = recipes(f"data.root={images}")
+    with pytest.raises(DataError) as caught:
+        ingest.prepare(recipe)
+    assert str(images) in caught.value.message and caught.value.hint
+    assert [p for p in Path(recipe.storage).rglob("*") if p.is_file()] == []
+
+
+def test_an_unwritable_place_is_named_before_any_work(recipes: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        ingest.prepare(recipes(f"storage={tmp_path / 'file'}"))
+    with pytest.raises(StorageError, match="no-such-bucket"):
+        ingest.prepare(recipes("storage=s3://no-such-bucket/x"))
+
+
+def test_a_missing_or_changed_shard_is_named(recipes: Any) -> None:
+    data, _ = ingest.prepare(recipes())
+    shard = data.location / data.manifest["shards"][0]["file"]
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(DataError, match="bytes"):
+        PreparedData.open(data.location)
+    shard.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    cache_file(data).unlink(missing_ok=True)
+    with pytest.raises(DataError, match="SHA-256"):
+        ImageCache(PreparedData.open(data.location))
+    shard.delete()
+    with pytest.raises(DataError, match="missing"):
+        PreparedData.open(data.location)
+    _, written = ingest.prepare(recipes())
+    assert written
+    with pytest.raises(DataError, match="icre prepare") as caught:
+        PreparedData.open(Storage(data.location.url + "-other"))
+    assert caught.value.exit_code == 2
+
+
+def cache_file(data: PreparedData) -> Path:
+    return Path(os.environ["ICRE_CACHE"]) / f"{data.hash}.arrow"
+
+
+def test_hugging_face_datasets_reads_the_shards_as_images(recipes: Any, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    data, _ = ingest.prepare(recipes())
+    table = datasets.load_dataset(
+        "parquet", data_files=data.shard_paths, split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert len(table) == data.labels.num_rows
+    assert table[3]["image"].size == (32, 64)
+    assert table[3]["identity"] == data.labels["identity"][3].as_py()

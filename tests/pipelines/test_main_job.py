@@ -1,0 +1,276 @@
+"""The main job in its small form, on real Ray and a real object store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from icre import config
+from icre.errors import DataError, UserError, WeightsError
+from pipelines import evaluate, prepare, report, runs, train
+from pipelines.prepared import PreparedData
+from pipelines.runs import Run
+from pipelines.storage import Storage
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
+
+TIMES = {"images_per_s", "data_wait_s"}
+
+
+def trained(recipe: config.Recipe, name: str) -> Run:
+    prepare.run(recipe)
+    run = train.start(recipe, name)
+    train.execute(run)
+    return run
+
+
+def numbers(run: Run) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in run.metrics()]
+
+
+def weights(run: Run, name: str = "last") -> dict[str, torch.Tensor]:
+    folder = run.location / "checkpoints" / str(run.reference(name))
+    return load((folder / "model.safetensors").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def module_recipes(synthetic_images: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tests.conftest import TINY
+
+    folder = tmp_path_factory.mktemp("main-job")
+
+    def make(*overrides: str) -> config.Recipe:
+        path = folder / "tiny.yaml"
+        path.write_text(config.parse_recipe(TINY, where="the tests").to_yaml())
+        return config.load_recipe(path, [f"storage={folder / 'storage'}", f"data.root={synthetic_images}", *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def two_workers(ray_cluster: None, module_recipes: Any, object_store: Any) -> Run:
+    """Two workers, on the object store."""
+    recipe = module_recipes(f"storage={object_store.url}/jobs", "train.workers=2")
+    return trained(recipe, "two")
+
+
+@pytest.fixture(scope="module")
+def one_worker(ray_cluster: None, module_recipes: Any) -> Run:
+    """One worker with the same global batch, on the local disk."""
+    return trained(module_recipes("train.workers=1"), "one")
+
+
+def test_the_run_folder_is_the_same_tree_on_disk_and_in_object_storage(two_workers: Run, one_worker: Run) -> None:
+    expected = {
+        "config.yaml",
+        "manifest.json",
+        "metrics.jsonl",
+        "status.json",
+        "checkpoints/last",
+        "checkpoints/best",
+        "checkpoints/step-00000006/model.safetensors",
+        "checkpoints/step-00000012/optimizer.pt",
+        "checkpoints/step-00000012/checkpoint.json",
+    }
+    for run in (two_workers, one_worker):
+        assert expected <= set(run.location.walk_files())
+        assert (run.location / "status.json").read_json()["state"] == "finished"
+        assert run.reference("last") == "step-00000012"
+        with run.checkpoint("last") as (_, meta):
+            assert meta["progress"]["step"] == 12
+    manifest = two_workers.manifest
+    assert manifest["data"]["synthetic"] is True
+    assert len(manifest["data"]["hash"]) == 64
+    assert manifest["packages"]["torch"] == torch.__version__
+    assert two_workers.recipe.train.workers == 2
+
+
+def test_only_the_last_two_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
+    run = Run(Storage(tmp_path))
+    for step in range(5):
+        (run.location / "checkpoints" / f"step-{step}" / "checkpoint.json").write_text("{}")
+        (run.location / "checkpoints" / f"step-{step}" / "model.safetensors").write_bytes(b"x")
+    run.point("best", "step-1")
+    run.remove_checkpoints(but={"step-3", "step-4", run.reference("best")})
+    assert (run.location / "checkpoints").list() == ["best", "step-1", "step-3", "step-4"]
+
+
+def test_every_step_and_validation_is_recorded_once(two_workers: Run) -> None:
+    rows = two_workers.metrics()
+    assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, 13))
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [6, 12]
+    best = max((row for row in rows if row["kind"] == "validation"), key=lambda row: row["mAP"])
+    assert two_workers.reference("best") == f"step-{best['step']:08d}"
+
+
+def test_one_and_two_workers_give_the_same_loss_curve(two_workers: Run, one_worker: Run) -> None:
+    one, two = numbers(one_worker), numbers(two_workers)
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        if a["kind"] == "step":
+            # float32 sums in another order, carried through up to 12 updates: 1.5e-4 was seen in the distances
+            # of ICG, which are small differences. That nothing else differs is shown in float64 by
+            # tests/icre/training/test_distributed.py.
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+            assert [b[k] for k in a if k != "kind"] == pytest.approx([a[k] for k in a if k != "kind"], rel=1e-3)
+
+
+def test_evaluation_and_report_read_what_training_wrote(two_workers: Run) -> None:
+    recipe = two_workers.recipe
+    results = [evaluate.evaluate(two_workers, recipe, name) for name in ("untrained", "best")]
+    data = train.open_data(recipe)
+    for result in results:
+        assert result["data"]["images"] == len(data.rows_of("test"))
+        for direction in result["directions"].values():
+            assert len(direction["trials"]) == 3
+            assert direction["mean"]["mAP"] == pytest.approx(sum(t["mAP"] for t in direction["trials"]) / 3)
+            assert direction["queries"] == 24 and direction["skipped"] == 0
+            for entry in direction["ranked"]:
+                distances = [item["distance"] for item in entry["gallery"]]
+                assert distances == sorted(distances)
+                assert all(i["match"] == (i["identity"] == entry["query"]["identity"]) for i in entry["gallery"])
+    assert results[0]["checkpoint"]["step"] == 0
+    page = report.write(two_workers).read_text()
+    score = 100 * results[1]["directions"]["visible_to_infrared"]["mean"]["mAP"]
+    assert f"{score:.1f}" in page
+    assert {"eval/best.json", "eval/untrained.json", "report/index.html"} <= set(two_workers.location.walk_files())
+
+
+def test_the_same_seed_gives_the_same_numbers_though_a_worker_was_killed(
+    two_workers: Run, module_recipes: Any, tmp_path: Path
+) -> None:
+    """SIGKILL of a training process after the first checkpoint: the rest runs again, to the same weights."""
+    recipe = module_recipes(f"storage={tmp_path / 'storage'}", "train.workers=2")
+    prepare.run(recipe)
+    run = train.start(recipe, "killed")
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_a_worker, args=(run, killed), daemon=True)
+    killer.start()
+    train.execute(run)
+    killer.join(timeout=5)
+    assert killed, "no worker was killed, so nothing was shown"
+    assert numbers(run) == numbers(two_workers)
+    mine, theirs = weights(run), weights(two_workers)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def _kill_a_worker(run: Run, killed: list[int]) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and run.reference("last") is None:
+        time.sleep(0.05)
+    pids = [pid for pid in _processes() if "RayTrainWorker" in _command(pid)]
+    if pids:
+        os.kill(pids[0], signal.SIGKILL)
+        killed.append(pids[0])
+
+
+def _processes() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_a_run_name_is_used_once(one_worker: Run) -> None:
+    with pytest.raises(UserError, match="one"):
+        train.start(one_worker.recipe, "one")
+
+
+def test_a_checkpoint_that_is_damaged_or_absent_is_refused(one_worker: Run) -> None:
+    recipe = one_worker.recipe
+    with pytest.raises(DataError, match="step-9"):
+        evaluate.evaluate(one_worker, recipe, "step-9")
+    path = one_worker.location / "checkpoints" / "step-00000006" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    try:
+        with pytest.raises(WeightsError, match=r"model\.safetensors"):
+            evaluate.evaluate(one_worker, recipe, "step-00000006")
+    finally:
+        path.write_bytes(content)
+
+
+def test_mistakes_are_found_before_a_run_folder_exists(module_recipes: Any, tmp_path: Path) -> None:
+    base = f"storage={tmp_path / 'storage'}"
+    prepare.run(module_recipes(base))
+    (tmp_path / "weights.pth").write_bytes(b"not a checkpoint")
+    for overrides, error in (
+        (["data.name=other"], "no prepared data set"),
+        (["batch.identities=64"], "batch.identities=64"),
+        (["data.height=96"], "data.height=96"),
+        ([f"model.weights={tmp_path / 'weights.pth'}"], "weights.pth"),
+        ([f"model.weights={tmp_path / 'absent.pth'}"], "absent.pth"),
+    ):
+        with pytest.raises(UserError, match=error):
+            train.start(module_recipes(base, *overrides), "never")
+    assert not (tmp_path / "storage" / "runs").exists()
+
+
+def test_status_and_error_of_a_run_that_fails(module_recipes: Any, tmp_path: Path) -> None:
+    """A learning rate that overflows float32 ends in a named error, not in a saved model."""
+    recipe = module_recipes(f"storage={tmp_path / 'storage'}", "optimizer.lr=1.0e+30", "optimizer.backbone_lr=1.0e+30")
+    prepare.run(recipe)
+    run = train.start(recipe, "diverges")
+    with pytest.raises(Exception, match="not finite") as caught:
+        train.execute(run)
+    assert caught.value.exit_code == 1
+    status = (run.location / "status.json").read_json()
+    assert status["state"] == "failed" and "not finite" in status["error"]
+
+
+def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path) -> None:
+    """Prepare, train a few steps and evaluate on real images as a user's own folder."""
+    shared = Path(os.environ.get("ICRE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    root = shared / "vis_nir"
+    if not root.exists():
+        pytest.skip(f"no real images at {root}; set ICRE_SHARED_DATA")
+    recipe = config.load_recipe(
+        None,
+        [
+            f"storage={tmp_path / 'storage'}",
+            f"data.root={root}",
+            "data.name=vis-nir-places",
+            "data.split.file=split.json",
+            "data.height=64",
+            "data.width=32",
+            "model.backbone=resnet50_half",
+            f"model.weights={shared / 'resnet50_half.pth'}",
+            "model.dim=64",
+            "schedule.warmup_epochs=0",
+            "schedule.milestones=[]",
+            "optimizer.name=adam",
+            "optimizer.lr=1.0e-4",
+            "optimizer.backbone_lr=1.0e-5",
+            "train.epochs=1",
+            "train.steps_per_epoch=3",
+            "train.loaders=1",
+            "train.validate_every=1",
+            "evaluation.trials=2",
+        ],
+    )
+    run = trained(recipe, "real")
+    split = json.loads((root / "split.json").read_text())
+    data: PreparedData = train.open_data(recipe)
+    assert data.manifest["synthetic"] is False
+    assert {s: c["identities"] for s, c in data.manifest["counts"].items()} == {s: len(split[s]) for s in split}
+    result = evaluate.evaluate(run, recipe, "last")
+    for direction in result["directions"].values():
+        assert direction["queries"] == 4 * len(split["test"])
+        assert direction["mean"]["rank1"] > 3 * direction["chance"]["rank1"]
+    assert runs.open_run(Storage(recipe.storage), "latest").name == "real"
