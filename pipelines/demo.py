@@ -10,7 +10,8 @@ from pipelines import evaluate, prepare, report, synthesize, train
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.metric_table import metric_table_markdown
 from pipelines.networks import UNTRAINED
-from pipelines.session import Demand, ray_session
+from pipelines.runs import Run
+from pipelines.session import Demand, ray_session, upload_logs
 
 DEFAULT = Path("configs/demo.yaml")
 
@@ -27,16 +28,20 @@ def command(
         print(f"would write: {root}, {recipe.storage}/datasets/{recipe.data.name}, {recipe.storage}/runs/")
         return
     synthesize.run(recipe)
-    demand = Demand.of_training(recipe.train)
-    with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch, ray_session(Path(scratch), demand=demand):
-        prepare.run(recipe)
-        started = train.start(recipe, run)
-        say(f"train: run {started.name}")
-        with train.ray_session_for(started, demand):
-            train.execute(started)
-            names = (UNTRAINED, "best")
-            results = [evaluate.evaluate(started, recipe, name) for name in names]
-        page = report.write(started)
+    demand = max(Demand.of_training(recipe.train), Demand.of_embedding(recipe.evaluation))
+    started: Run | None = None
+    with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch:
+        try:
+            with ray_session(Path(scratch), demand=demand):
+                prepare.run(recipe)
+                started = train.start(recipe, run)
+                say(f"train: run {started.name}")
+                train.execute(started)
+                results = [evaluate.evaluate(started, recipe, name) for name in (UNTRAINED, "best")]
+            page = report.write(started)
+        finally:
+            if started is not None:
+                upload_logs(Path(scratch), started.location / "logs")
     print(f"\n{metric_table_markdown(results)}")
     print(f"run folder  {started.location.url}\nreport      {page.url}\n")
     print(_next_steps(recipe, started.name, config_file))

@@ -26,15 +26,16 @@ def embed(
     Raises IcreError when the number of features is not the number of images.
     """
     filesystem, _ = data.location.arrow()
+    blocks = max(len(data.shard_paths), 2 * settings.workers)
     rows = (
-        ray.data.read_parquet(data.shard_paths, filesystem=filesystem)
+        ray.data.read_parquet(data.shard_paths, filesystem=filesystem, override_num_blocks=blocks)
         .select_columns(["image", "modality", "split"])
         .filter(expr=col("split") == split)
         .map_batches(
             _Embedder,
             fn_constructor_args=(run_url, checkpoint, int(settings.cpus_per_worker)),
             batch_size=settings.batch_size,
-            concurrency=settings.workers,
+            concurrency=(1, settings.workers),
             num_cpus=settings.cpus_per_worker,
             num_gpus=settings.gpus_per_worker,
         )

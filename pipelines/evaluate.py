@@ -49,8 +49,7 @@ def command(
         for name in checkpoints:
             print(f"would write: {result_path(found, name).url}")
         return
-    settings = recipe.evaluation
-    with ray_session_for(found, Demand(settings.workers * settings.cpus_per_worker + 1)):
+    with ray_session_for(found, Demand.of_embedding(recipe.evaluation)):
         results = [evaluate(found, recipe, name) for name in checkpoints]
     print(metric_table_markdown(results))
 

@@ -1,33 +1,36 @@
-"""Training batches out of a prepared data set: decoded by Ray Data tasks, planned by ``icre.data.plan``.
+"""Training batches out of a prepared data set: planned by ``icre.data.plan``, decoded by Ray tasks.
 
-Each worker runs a data set of its own whose block i is "chunk i": its cut of a few successive global batches.
-A chunk is decoded by one stateless task on any node with a free CPU; the worker slices it into batches. There is
-no coordinator between workers, no shuffle and no barrier, and starting at step s is starting at s's chunk.
+A worker's cut of a few successive global batches is a "chunk". A chunk is decoded by one stateless task on any node
+with a free CPU; the worker slices it into batches. A fixed number of tasks is in flight, which bounds the memory; there
+is no coordinator between workers, no shuffle and no barrier, and starting at step s is starting at s's chunk.
+
+These are tasks and not a ``ray.data.Dataset`` because the data set's executor is a Python thread of the process that
+consumes it, and one that turns without a pause while the consumer is the slower side: see docs/design.md.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 import torch
-from ray.data.block import BlockAccessor, BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 
 from icre import config
 from icre.data import images, plan
+from icre.errors import IcreError
 from icre.training.step import Batch
 from pipelines.prepared import ImageCache, PreparedData
 from pipelines.storage import Storage
 
 CHUNK_BYTES = 32 * 2**20
-"""Decoded size aimed at: large enough to hide Ray's cost a block, well under its limit of 128 MiB."""
+"""Decoded size aimed at: large enough to hide the cost of a task, small enough to have several in memory."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,6 @@ class Feed:
         """Successive steps decoded by one task."""
         step_bytes = self.rows_per_step * self.recipe.data.height * self.recipe.data.width * 3
         return max(1, min(8, self.steps_per_epoch, CHUNK_BYTES // step_bytes))
-
-    @property
-    def chunk_bytes(self) -> int:
-        """Decoded size of a chunk."""
-        height, width = self.recipe.data.height, self.recipe.data.width
-        return self.steps_per_chunk * self.rows_per_step * height * width * 3
 
     def batches(self, *, start: int, stop: int, device: torch.device) -> Iterator[Batch]:
         """Batches of the global steps ``start`` (included) to ``stop`` (not included), in order."""
@@ -94,17 +91,20 @@ class Feed:
         return {"step": steps, "images": pixels, "rows": rows, "slots": slots.reshape(rows.shape)}
 
     def _chunks(self, *, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
         train = self.recipe.train
-        chunks = ray.data.read_datasource(
-            _Chunks(self, first, stop),
-            num_cpus=train.loader_cpus,
-            concurrency=train.loaders,
-            override_num_blocks=stop - first,
-        )
-        yield from chunks.iter_batches(batch_size=None, prefetch_batches=1)
+        load = _load.options(num_cpus=train.loader_cpus, scheduling_strategy="SPREAD")
+        feed = ray.put(self)
+        upcoming = iter(range(first, stop))
+        in_flight = deque(load.remote(feed, chunk) for chunk in islice(upcoming, train.loaders))
+        while in_flight:
+            oldest = in_flight.popleft()
+            in_flight.extend(load.remote(feed, chunk) for chunk in islice(upcoming, 1))
+            try:
+                yield ray.get(oldest)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, IcreError):
+                    raise error.cause from error
+                raise
 
     def _rows(self, epoch: int, step: int) -> np.ndarray:
         whole = _epoch_plan(self.location, self.recipe, self.steps_per_epoch, epoch)
@@ -127,26 +127,9 @@ class Feed:
         )
 
 
-class _Chunks(Datasource):
-    """Ray Data's view of a feed: one read task a chunk, which returns one block."""
-
-    def __init__(self, feed: Feed, first: int, stop: int) -> None:
-        self.feed, self.first, self.stop = feed, first, stop
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Bytes of all decoded chunks, for Ray Data's memory budget."""
-        return (self.stop - self.first) * self.feed.chunk_bytes
-
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """A task for every chunk, whatever ``parallelism`` suggests: a chunk must stay whole."""
-        return [self._task(chunk) for chunk in range(self.first, self.stop)]
-
-    def _task(self, chunk: int) -> ReadTask:
-        feed = self.feed
-        metadata = BlockMetadata(
-            num_rows=feed.steps_per_chunk, size_bytes=feed.chunk_bytes, exec_stats=None, input_files=None
-        )
-        return ReadTask(lambda: [BlockAccessor.batch_to_arrow_block(feed.load(chunk))], metadata)
+@ray.remote
+def _load(feed: Feed, chunk: int) -> dict[str, np.ndarray]:
+    return feed.load(chunk)
 
 
 def load_images(data: PreparedData, rows: list[int], *, threads: int = 1) -> torch.Tensor:

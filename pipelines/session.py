@@ -31,7 +31,7 @@ _QUIET = {
 LOGS_COPIED = ("worker-*.err", "worker-*.out", "raylet.*", "gcs_server.*", "ray-data/*", "ray-train*", "train/*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Demand:
     """Logical CPUs that a verb needs at the same time; a local Ray is started with at least as many."""
 
@@ -41,6 +41,11 @@ class Demand:
     def of_training(cls, train: config.Train) -> Demand:
         """Workers and their decode tasks."""
         return cls(train.workers * (train.cpus_per_worker + train.loaders * train.loader_cpus))
+
+    @classmethod
+    def of_embedding(cls, evaluation: config.Evaluation) -> Demand:
+        """Embedding processes, and the tasks that read for them, which reserve a whole CPU."""
+        return cls(evaluation.workers * evaluation.cpus_per_worker + 1)
 
 
 @contextlib.contextmanager
@@ -73,14 +78,10 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
                 _copy_logs(folder, logs / "ray")
 
 
-@contextlib.contextmanager
-def local_logs(destination: Storage, scratch: Path) -> Iterator[Path]:
-    """A local folder for logs that ends up at ``destination``, also when the body raises."""
-    try:
-        yield scratch
-    finally:
-        for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
-            (destination / path.relative_to(scratch).as_posix()).upload(path)
+def upload_logs(scratch: Path, destination: Storage) -> None:
+    """Copy what a session left in its local log folder to a run's ``logs/``."""
+    for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
+        (destination / path.relative_to(scratch).as_posix()).upload(path)
 
 
 @contextlib.contextmanager
@@ -111,6 +112,7 @@ def _log_to(path: Path) -> Iterator[None]:
     root = logging.getLogger()
     before = root.level
     root.addHandler(handler)
+    logging.captureWarnings(True)
     root.setLevel(logging.INFO)
     silenced = [logging.getLogger(name) for name in ("ray", "ray.data", "ray.train", "ray.tune")]
     kept = [(logger, logger.handlers[:], logger.propagate) for logger in silenced]
@@ -121,6 +123,7 @@ def _log_to(path: Path) -> Iterator[None]:
     finally:
         for logger, handlers, propagate in kept:
             logger.handlers, logger.propagate = handlers, propagate
+        logging.captureWarnings(False)
         root.removeHandler(handler)
         root.setLevel(before)
         handler.close()

@@ -24,7 +24,7 @@ from pipelines.prepare import describe_counts
 from pipelines.prepared import PreparedData
 from pipelines.progress import Board, follow
 from pipelines.runs import Run
-from pipelines.session import Demand, local_logs, ray_session
+from pipelines.session import Demand, ray_session, upload_logs
 from pipelines.storage import Storage
 from pipelines.trainer import Job, train_worker
 
@@ -89,12 +89,12 @@ def start(recipe: config.Recipe, name: str | None) -> Run:
 @contextlib.contextmanager
 def ray_session_for(run: Run, demand: Demand) -> Iterator[None]:
     """A Ray session whose logs end up in the run folder, also when the body raises."""
-    with (
-        tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch,
-        local_logs(run.location / "logs", Path(scratch)),
-        ray_session(Path(scratch), demand=demand),
-    ):
-        yield
+    with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch:
+        try:
+            with ray_session(Path(scratch), demand=demand):
+                yield
+        finally:
+            upload_logs(Path(scratch), run.location / "logs")
 
 
 def execute(run: Run) -> None:

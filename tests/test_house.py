@@ -129,7 +129,7 @@ def test_the_command_line_does_not_load_torchvision(tmp_path: Path) -> None:
 def file_tree(text: str) -> dict[str, str]:
     """Path to description from the first fenced block with a line for ``icre/``; indentation or box lines nest.
 
-    Two spaces or more end the names; names of one line are joined by `` · ``.
+    A line's first word is a name, and so are words after it that end in / or in a suffix, until two spaces or more.
     """
     blocks = re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     block = next((block for block in blocks if re.search(r"^\W*icre/", block, re.MULTILINE)), "")
@@ -142,10 +142,12 @@ def file_tree(text: str) -> dict[str, str]:
         if indent >= column:
             tree[last] += " " + plain.strip()
         elif plain.strip():
-            names, _, description = re.sub(r"\s{2,}|\s+#\s*", "\0", plain.strip(), count=1).partition("\0")
+            match = re.match(r"(\S+(?: (?:· )?\S*\w(?:/|\.\w+)(?=\s|$))*)[\s#]*(.*)", plain.strip())
+            assert match
+            names, description = match[1].replace(" · ", " ").split(), match[2]
             above = [(depth, folder) for depth, folder in above if depth < indent]
             parent = above[-1][1] if above else ""
-            for name in names.split(" · "):
+            for name in names:
                 last = parent + name.removeprefix("./")
                 tree[last] = description
             above.append((indent, last))
@@ -153,16 +155,17 @@ def file_tree(text: str) -> dict[str, str]:
     return tree
 
 
-def test_file_trees_of_both_styles_are_read() -> None:
-    indented = "```\nicre/         the method\n  data/       records,\n              plan\na.txt · b.txt\n```\n"
+def test_file_trees_of_several_styles_are_read() -> None:
+    indented = "```\nicre/         the method\n  data/       records,\n              plan\na.txt b.txt c/ x/y\n```\n"
     assert file_tree(indented) == {
         "icre/": "the method",
         "icre/data/": "records, plan",
-        "a.txt": "",
-        "b.txt": "",
+        "a.txt": "x/y",
+        "b.txt": "x/y",
+        "c/": "x/y",
     }
-    boxes = "```text\n├── icre/  # the method\n│   └── data/\n└── Makefile\n```\n"
-    assert list(file_tree(boxes)) == ["icre/", "icre/data/", "Makefile"]
+    boxes = "```text\n├── icre/  # the method\n│   └── data/\n├── a.txt · b.txt\n└── Makefile\n```\n"
+    assert list(file_tree(boxes)) == ["icre/", "icre/data/", "a.txt", "b.txt", "Makefile"]
 
 
 def test_the_readmes_file_tree_is_this_one() -> None:

@@ -46,9 +46,10 @@ def distance_histograms(
     for axes, model in zip(panels, known, strict=True):
         _histogram(axes, model)
         axes.sharex(panels[0])
-        axes.sharey(panels[0])
-    highest = max(_shares(counts).max() for model in known for counts in (model.intra, model.inter))
-    panels[0].set(xlim=_span(known), ylim=(0, 1.08 * highest or 1), ylabel="share of pairs, %")
+        # A network whose features are all alike fills one bin: on a shared scale it would flatten the others.
+        highest = max(_shares(counts).max() for counts in (model.intra, model.inter))
+        axes.set_ylim(0, 1.08 * highest or 1)
+    panels[0].set(xlim=_span(known), ylabel="share of pairs, %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure

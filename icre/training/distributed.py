@@ -109,19 +109,7 @@ class _NormaliseGlobally(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-        axes = [0, 2, 3][: x.dim() - 1] if x.dim() == 4 else [0]
-        n = x.numel() // x.shape[1]
-        local = x.float()
-        # Rows first summed, then shared: one small all-reduce for the mean, one for the squared deviations.
-        # E[x²] - E[x]² would save one of them and lose the digits that make N workers equal to one.
-        sums = torch.cat([local.sum(axes), local.new_tensor([float(n)])])
-        dist.all_reduce(sums)
-        count = sums[-1]
-        mean = sums[:-1] / count
-        shape = [1, -1, *[1] * (x.dim() - 2)]
-        squares = (local - mean.view(shape)).square().sum(axes)
-        dist.all_reduce(squares)
-        var = squares / count
+        mean, var, count = _global_moments(x)
         y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
         ctx.save_for_backward(x, weight, mean, var, count)
         ctx.eps = eps
@@ -130,19 +118,44 @@ class _NormaliseGlobally(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dy = grads[0]
         x, weight, mean, var, count = ctx.saved_tensors
-        shape = [1, -1, *[1] * (x.dim() - 2)]
-        axes = [0, *range(2, x.dim())]
-        inv_std = torch.rsqrt(var + ctx.eps)
-        x_hat = (x.float() - mean.view(shape)) * inv_std.view(shape)
-        dyf = dy.float()
-        grad_bias, grad_weight = dyf.sum(axes), (dyf * x_hat).sum(axes)
+        # With fixed statistics torch's own kernel gives dy · w / std and the local sums of dy and dy · x_hat; what
+        # the statistics add is a function of those sums over all workers and linear in x. The kernel divides by
+        # zero for a worker without rows.
+        if x.numel():
+            dx, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                grads[0], x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+            )
+        else:
+            dx, grad_weight, grad_bias = torch.zeros_like(x), torch.zeros_like(mean), torch.zeros_like(mean)
         shared = torch.cat([grad_bias, grad_weight])
         dist.all_reduce(shared)
         mean_dy, mean_dy_x_hat = (shared / count).chunk(2)
-        dx = dyf - mean_dy.view(shape) - x_hat * mean_dy_x_hat.view(shape)
-        dx = dx * (inv_std * weight).view(shape)
+        inv_std = torch.rsqrt(var + ctx.eps)
+        slope = inv_std.square() * weight * mean_dy_x_hat
+        offset = inv_std * weight * mean_dy - slope * mean
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        dx = dx.addcmul(x, slope.view(shape).to(x.dtype), value=-1).sub_(offset.view(shape).to(x.dtype))
         # Gradients of weight and bias stay local: DistributedDataParallel averages them over the workers like
         # every other parameter's. Its mean is of W local losses, whose sum over workers these are parts of.
-        return dx.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
+        return dx, grad_weight, grad_bias, None
+
+
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel, and the number of values in it, over all workers.
+
+    Each worker's own moments are shared in one gather and combined as Chan et al. do: summing squares instead would
+    lose the digits that make N workers equal to one.
+    """
+    local = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    n = x.numel() // x.shape[1]
+    if n:
+        var, mean = torch.var_mean(local, [0, *range(2, x.dim())], correction=0)
+    else:
+        var = mean = local.new_zeros(x.shape[1])
+    moments = gather(torch.cat([mean, var, mean.new_tensor([float(n)])])[None])
+    means, variances, counts = moments[:, : len(mean)], moments[:, len(mean) : -1], moments[:, -1:]
+    total = counts.sum()
+    global_mean = (counts * means).sum(0) / total
+    spread = variances + (means - global_mean).square()
+    return global_mean, (counts * spread).sum(0) / total, total

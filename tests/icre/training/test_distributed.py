@@ -59,7 +59,7 @@ def train(rank: int, world_size: int) -> dict[str, Any]:
     model: nn.Module = network
     if world_size > 1:
         distributed.synchronise_batch_norm(network)
-        model = DistributedDataParallel(network, broadcast_buffers=False)
+        model = DistributedDataParallel(network, forward_sync_buffers=False)
     optimizer = build_optimizer(network, recipe.optimizer)
     cut = {"rank": rank, "world_size": world_size}
     terms = take_steps(model, optimizer, recipe, range(1), **cut)

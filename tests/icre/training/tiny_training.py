@@ -19,7 +19,9 @@ from icre.training.step import Batch, train_step
 
 CLASSES, IMAGES_EACH = 6, 3
 RECIPE: dict[str, Any] = {
-    "seed": 3,
+    # A seed at which no value lies within rounding of a kink of ReLU. At 3 one does: float64 still agrees to 1e-13, but
+    # float32 takes the other branch on one worker, and that is no rounding any more.
+    "seed": 5,
     "data": {"height": 64, "width": 32},
     "model": {"backbone": "resnet18", "dim": 32, "heads": 4},
     "batch": {"identities": 4, "visible": 2, "infrared": 2},
