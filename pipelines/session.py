@@ -31,6 +31,10 @@ _QUIET = {
 LOGS_COPIED = ("worker-*.err", "worker-*.out", "raylet.*", "gcs_server.*", "ray-data/*", "ray-train*", "train/*")
 
 
+MIN_LOGICAL_CPUS = 4
+"""On fewer, Ray warns on the console about the processes that fractional CPU requests bring."""
+
+
 @dataclass(frozen=True, order=True)
 class Demand:
     """Logical CPUs that a verb needs at the same time; a local Ray is started with at least as many."""
@@ -65,7 +69,7 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
         attached = bool(os.environ.get("RAY_ADDRESS"))
         started: dict[str, Any] = {}
         if not attached:
-            started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus))
+            started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus), MIN_LOGICAL_CPUS)
         session: Any = ray.init(log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **started)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
