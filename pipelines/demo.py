@@ -7,7 +7,7 @@ from pathlib import Path
 
 from icre import config
 from pipelines import evaluate, prepare, report, synthesize, train
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, run_command
 from pipelines.metric_table import metric_table_markdown
 from pipelines.networks import UNTRAINED
 from pipelines.runs import Run
@@ -35,7 +35,6 @@ def command(
             with ray_session(Path(scratch), demand=demand):
                 prepare.run(recipe)
                 started = train.start(recipe, run)
-                say(f"train: run {started.name}")
                 train.execute(started)
                 results = [evaluate.evaluate(started, recipe, name) for name in (UNTRAINED, "best")]
             page = report.write(started)

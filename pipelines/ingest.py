@@ -329,9 +329,11 @@ def _current(location: Storage) -> PreparedData | None:
     if not (location / MANIFEST).exists():
         return None
     try:
-        return PreparedData.open(location)
+        data = PreparedData.open(location)
+        data.verify()
     except DataError:
         return None
+    return data
 
 
 def _remove_unlisted(location: Storage, manifest: dict[str, Any]) -> None:

@@ -98,6 +98,12 @@ class PreparedData:
             rows, [label_of[pids[row]] for row in rows], [modality[row] == "infrared" for row in rows]
         )
 
+    def verify(self) -> None:
+        """Read every shard. Raises DataError for one whose SHA-256 is not the manifest's."""
+        filesystem, _ = self.location.arrow()
+        for shard, path in zip(self.manifest["shards"], self.shard_paths, strict=True):
+            _verified_shard(filesystem, path, shard)
+
     def image(self, row: int) -> bytes:
         """Encoded image of one row; reads the row group it lies in. For many rows use :class:`ImageCache`."""
         start = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from icre import config
 from icre.data.plan import plan_epoch
-from icre.errors import ConfigError, IcreError, TrainingError
+from icre.data.records import MODALITIES
+from icre.errors import ConfigError, DataError, IcreError, TrainingError
 from pipelines import runs
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.networks import initial_network
@@ -78,12 +80,16 @@ def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
 
 def start(recipe: config.Recipe, name: str | None) -> Run:
     """Check everything that can be checked without a worker, then create the run folder."""
+    recipe = _absolute_weights(recipe)
     data = open_data(recipe)
     _check_size(recipe, data)
+    _check_validation(data)
     # Building the network here finds a weights file that does not fit before anything is written.
     initial_network(recipe, classes=len(data.classes))
     runs.runs(Storage(recipe.storage)).check_writable()
-    return runs.create_run(recipe, name, data)
+    run = runs.create_run(recipe, name, data)
+    say(f"train: run {run.name}, its recipe:\n{textwrap.indent(recipe.to_yaml(), '  ')}")
+    return run
 
 
 @contextlib.contextmanager
@@ -152,6 +158,26 @@ def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
     )
+
+
+def _absolute_weights(recipe: config.Recipe) -> config.Recipe:
+    """A relative path is relative to where the command runs; workers have a working directory of their own."""
+    weights = recipe.model.weights
+    if weights is None or "://" in weights:
+        return recipe
+    model = recipe.model.model_copy(update={"weights": str(Path(weights).expanduser().absolute())})
+    return recipe.model_copy(update={"model": model})
+
+
+def _check_validation(data: PreparedData) -> None:
+    labels = data.labels.take(data.rows_of("val")).select(["identity", "modality"]).to_pylist()
+    seen = [{row["identity"] for row in labels if row["modality"] == modality} for modality in MODALITIES]
+    if labels and not seen[0] & seen[1]:
+        raise DataError(
+            f"{data.location.url}: none of the {len(seen[0] | seen[1])} validation identities has both modalities, "
+            "so no epoch could be called the best",
+            hint="move identities with visible and infrared images to the val split, or leave it empty; prepare again",
+        )
 
 
 def _check_size(recipe: config.Recipe, data: PreparedData) -> None:

@@ -205,6 +205,8 @@ def test_a_missing_or_changed_shard_is_named(recipes: Any) -> None:
     cache_file(data).unlink(missing_ok=True)
     with pytest.raises(DataError, match="SHA-256"):
         ImageCache(PreparedData.open(data.location))
+    mended, written = ingest.prepare(recipes())
+    assert written and mended.manifest["shards"] == data.manifest["shards"] and shard.read_bytes() == content
     shard.delete()
     with pytest.raises(DataError, match="missing"):
         PreparedData.open(data.location)

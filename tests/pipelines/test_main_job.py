@@ -234,12 +234,13 @@ def test_status_and_error_of_a_run_that_fails(module_recipes: Any, tmp_path: Pat
     assert status["state"] == "failed" and "not finite" in status["error"]
 
 
-def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path) -> None:
+def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path, monkeypatch: Any) -> None:
     """Prepare, train a few steps and evaluate on real images as a user's own folder."""
     shared = Path(os.environ.get("ICRE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
     root = shared / "vis_nir"
     if not root.exists():
         pytest.skip(f"no real images at {root}; set ICRE_SHARED_DATA")
+    monkeypatch.chdir(shared)  # workers have another working directory and must still find the weights
     recipe = config.load_recipe(
         None,
         [
@@ -250,7 +251,7 @@ def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path) -> 
             "data.height=64",
             "data.width=32",
             "model.backbone=resnet50_half",
-            f"model.weights={shared / 'resnet50_half.pth'}",
+            "model.weights=resnet50_half.pth",
             "model.dim=64",
             "schedule.warmup_epochs=0",
             "schedule.milestones=[]",
