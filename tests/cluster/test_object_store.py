@@ -60,7 +60,13 @@ def test_acknowledged_objects_survive_a_kill(object_store: ObjectStore) -> None:
 
 def test_the_command_serves_until_interrupted() -> None:
     command = [sys.executable, "-m", "cluster.local.object_store", "--bucket", "by-hand"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs, a CI run among them, with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     environment = {}
     for line in process.stdout:
