@@ -318,15 +318,23 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises ConfigError with every problem found, not only the first.
     """
     values = _read_yaml(Path(path)) if path is not None else {}
+    return _overridden(values, overrides, where=str(path) if path is not None else "the defaults")
+
+
+def override(recipe: Recipe, overrides: Sequence[str], *, where: str) -> Recipe:
+    """``recipe`` with single keys changed, in the form of :func:`load_recipe`; ``where`` names its origin."""
+    return _overridden(recipe.to_dict(), overrides, where=where)
+
+
+def _overridden(values: dict[str, Any], overrides: Sequence[str], *, where: str) -> Recipe:
     problems: list[str] = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
+    for text in overrides:
+        key, equals, value = text.partition("=")
         if not equals or not key:
-            problems.append(f"override {override!r}: the form is key.sub=value")
+            problems.append(f"override {text!r}: the form is key.sub=value")
             continue
-        problem = _assign(values, key.strip().split("."), text)
+        problem = _assign(values, key.strip().split("."), value)
         problems += [problem] if problem else []
-    where = str(path) if path is not None else "the defaults"
     return parse_recipe(values, where=where, problems=problems)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -37,10 +38,13 @@ def command(
     run: RunName = "latest",
     checkpoints: CheckpointName = ["best"],  # noqa: B006
 ) -> None:
-    """Rank the test identities in both directions, over several gallery draws."""
+    """Rank the test identities in both directions, over several gallery draws.
+
+    The run's own recipe counts, with the overrides on top; --config and storage= only say where the run is.
+    """
     asked = config.load_recipe(config_file, overrides or [])
     found = runs.open_run(Storage(asked.storage), run)
-    recipe = evaluated_recipe(found, asked)
+    recipe = evaluated_recipe(found, asked.storage, overrides or [])
     if dry_run:
         data = open_data(recipe)
         print(recipe.to_yaml())
@@ -54,12 +58,9 @@ def command(
     print(metric_table_markdown(results))
 
 
-def evaluated_recipe(run: Run, asked: config.Recipe) -> config.Recipe:
-    """The network of the run; the evaluation, the data set and the storage that were asked for."""
-    trained = run.recipe
-    data = trained.data.model_copy(update={"name": asked.data.name})
-    update = {"evaluation": asked.evaluation, "storage": asked.storage, "data": data}
-    return trained.model_copy(update=update)
+def evaluated_recipe(run: Run, storage: str, overrides: Sequence[str] = ()) -> config.Recipe:
+    """The recipe that the run was trained with, ``overrides`` on top, in the storage it was found in."""
+    return config.override(run.recipe, [*overrides, f"storage={storage}"], where=f"run {run.name}")
 
 
 def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:

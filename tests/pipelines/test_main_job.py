@@ -187,6 +187,16 @@ def _command(pid: int) -> str:
         return ""
 
 
+def test_a_run_is_evaluated_by_its_own_recipe_with_overrides_on_top(one_worker: Run) -> None:
+    trained = one_worker.recipe
+    recipe = evaluate.evaluated_recipe(one_worker, trained.storage, ["evaluation.trials=7", "data.name=others"])
+    assert (recipe.evaluation.trials, recipe.data.name) == (7, "others")
+    assert recipe.evaluation.batch_size == trained.evaluation.batch_size == 32
+    assert recipe.model == trained.model
+    with pytest.raises(UserError, match="evaluation"):
+        evaluate.evaluated_recipe(one_worker, trained.storage, ["evaluation.trails=7"])
+
+
 def test_a_run_name_is_used_once(one_worker: Run) -> None:
     with pytest.raises(UserError, match="one"):
         train.start(one_worker.recipe, "one")
