@@ -85,17 +85,17 @@ def format_line(label: str, state: dict[str, Any]) -> str:
     """The line for a state of :func:`pipelines.train`'s worker 0."""
     if not state:
         return f"{label}: starting workers"
-    terms = "  ".join(f"{name} {value:.3f}" for name, value in state["terms"].items())
+    eta = state["eta_s"]
+    # What matters most comes first: a narrow terminal cuts the end off.
     parts = [
         f"{label}: epoch {state['epoch'] + 1}/{state['epochs']}  step {state['step']}/{state['steps']}",
-        terms,
+        f"ETA {int(eta) // 60}:{int(eta) % 60:02d}" if eta is not None else "ETA …",
+        *(f"{name} {value:.3f}" for name, value in state["terms"].items()),
         f"{state['images_per_s']:.0f} images/s",
         f"data wait {100 * state['data_wait_share']:.0f} %",
     ]
-    if state.get("val_mAP") is not None:
+    if state["val_mAP"] is not None:
         parts.append(f"val mAP {100 * state['val_mAP']:.1f} %")
-    eta = state.get("eta_s")
-    parts.append(f"ETA {int(eta) // 60}:{int(eta) % 60:02d}" if eta is not None else "ETA …")
     return "  ".join(parts)
 
 
