@@ -56,7 +56,6 @@ class Rate:
     def __init__(self, *, step: int, total: int, warm_up: int = 3) -> None:
         self.total, self.first = total, step + warm_up
         self.since: float | None = None
-        self.waited = 0.0
 
     def eta_s(self, step: int) -> float | None:
         """Seconds left after ``step`` steps, or None while it cannot be known."""
