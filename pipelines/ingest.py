@@ -166,7 +166,7 @@ def _split(recipe: config.Recipe, root: Storage, pids: Sequence[str]) -> dict[st
 
 
 def _fingerprint(found: Survey) -> tuple[dict[str, str], dict[str, int]]:
-    """SHA-256 and size of every listed file; a file that cannot be read has an empty digest."""
+    """SHA-256 and size of every listed file, by path."""
     paths = [record.path for record in found.records]
     blocks = -(-len(paths) // FILES_PER_TASK)
     root = found.root

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.networks import UNTRAINED
+
 COLUMNS = {
     "rank1": "Rank-1",
     "rank5": "Rank-5",
@@ -15,7 +17,6 @@ COLUMNS = {
     "mAP": "mAP",
     "mINP": "mINP",
 }
-UNTRAINED = "untrained"
 CHANCE = "chance"
 BEST = "best"
 SYNTHETIC = "Synthetic data: the people are drawn by a program; no number here is a claim about real footage."

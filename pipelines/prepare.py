@@ -31,9 +31,8 @@ def run(recipe: config.Recipe) -> PreparedData:
     data, written = ingest.prepare(recipe)
     manifest = data.manifest
     say(f"prepare: {'wrote' if written else 'already there, nothing to do:'} {data.location.url}")
-    for reason, pids in (("lack a modality", manifest["not_trained"]),):
-        if pids:
-            say(f"prepare: {len(pids)} training identities {reason} and are not trained on: {_first(pids)}")
+    if one_sided := manifest["not_trained"]:
+        say(f"prepare: {len(one_sided)} training identities lack a modality, not trained on: {_first(one_sided)}")
     if manifest["set_aside"]:
         say(f"prepare: {len(manifest['set_aside'])} files set aside: {_first(manifest['set_aside'])}")
         say("prepare: the whole list is under set_aside in its manifest.json, and in each run's")

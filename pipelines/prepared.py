@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from icre.data.plan import TrainingIndex
-from icre.data.records import SplitName
+from icre.data.records import LABEL_COLUMNS, SplitName
 from icre.errors import DataError
 from pipelines.storage import Storage
 
@@ -77,7 +77,7 @@ class PreparedData:
     def labels(self) -> pa.Table:
         """Every row's path, identity, modality, camera and split; no pixels are read."""
         filesystem, _ = self.location.arrow()
-        columns = ["image.path", "identity", "modality", "camera", "split"]
+        columns = list(LABEL_COLUMNS)
         tables = [pq.ParquetFile(p, filesystem=filesystem).read(columns=columns) for p in self.shard_paths]
         table = pa.concat_tables(tables)
         paths = pc.struct_field(table["image"], "path")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from icre import config
 from icre.errors import DataError, UserError
@@ -48,8 +49,6 @@ class Run:
     @property
     def recipe(self) -> config.Recipe:
         """The resolved recipe that the run was started with."""
-        import yaml
-
         text = (self.location / "config.yaml").read_text()
         return config.parse_recipe(yaml.safe_load(text), where=(self.location / "config.yaml").url)
 
