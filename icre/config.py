@@ -1,7 +1,7 @@
 """The recipe: one typed, validated description of a data set, a network, its training and its evaluation.
 
 A recipe comes from a YAML file and dotted overrides (``train.epochs=20``). Unknown keys are refused with the
-closest known one, and every error is reported at once. All fields have defaults: those of method.md §3,
+closest known one, and every error is reported at once. All fields have defaults: those of docs/method.md §3,
 the SGD recipe of the AGW/CAJ/DEEN line.
 """
 
@@ -20,6 +20,9 @@ from icre.errors import ConfigError
 
 Component = Literal["mpfr", "sdce", "icg"]
 """The three parts that ICRE adds to the baseline (Table "components" of the paper)."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Number formats of the network's forward pass."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -84,7 +87,7 @@ class Data(Section):
 
 
 class Model(Section):
-    """The network of method.md §1."""
+    """The network of docs/method.md §1."""
 
     backbone: Literal["resnet18", "resnet50", "resnet50_half"] = "resnet50"
     """Dual-stream backbone; ``resnet50_half`` is the half-width variant for experiments on small machines."""
@@ -100,12 +103,16 @@ class Model(Section):
     """Stages that MPFR reads; (2, 3, 4) is the other reading of the paper."""
     mpfr_mask: Literal["sigmoid", "softmax", "none"] = "sigmoid"
     """Spatial importance masks: independent, competing over the scales, or none."""
+    mpfr_fusion: Literal["sum", "concat"] = "sum"
+    """How MPFR joins the masked scales before its 3x3 convolution."""
     sdce_order: Literal["cross_self", "cross", "self", "self_cross"] = "cross_self"
     """Order of SDCE's two attention stages."""
+    output_gain: NonNegative = 0.0
+    """Weight that the last batch norm of MPFR and SDCE starts with; 0 starts training exactly at the baseline."""
 
 
 class Icg(Section):
-    """Identity Clues Guided loss, method.md §2."""
+    """Identity Clues Guided loss, docs/method.md §2."""
 
     weight: NonNegative = 1.0
     """λ: weight of the loss."""
@@ -115,6 +122,8 @@ class Icg(Section):
     """ρ2: distance that centres of different identities must keep."""
     normalize: bool = True
     """L2-normalise the features first; False is the other reading (with ρ1 = 0.01)."""
+    centers: Literal["cross", "both", "joint"] = "cross"
+    """What pulls an image: its identity's centre in the other modality, both centres, or one without modality."""
 
 
 class Loss(Section):
@@ -207,6 +216,22 @@ class Train(Section):
     """Times that lost workers are replaced, and training goes on from the last checkpoint."""
 
 
+class Compute(Section):
+    """How a step is computed: speed and memory, not the method. What each costs: docs/design.md."""
+
+    precision: Precision = "fp32"
+    """Number format of the network's forward pass; weights, GeM, BNNeck and losses stay float32."""
+    channels_last: bool = False
+    """Images and convolution weights with the channels innermost in memory, what GPUs with tensor cores prefer."""
+    compile: bool = False
+    """torch.compile of the network; where the compiler does not work, a warning, and training without it."""
+    micro_batches: Positive = 1
+    """Parts that a worker's cut of the batch is computed in, one after the other, for less memory; the metric loss
+    still sees the whole global batch, batch norm the part alone."""
+    checkpoint_activations: bool = False
+    """Keep only the backbone's stage outputs, and compute the rest a second time for the backward pass."""
+
+
 class Evaluation(Section):
     """Protocol ``folder``: all images of one modality query a sampled gallery of the other."""
 
@@ -247,6 +272,7 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     train: Train = Train()
+    compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
@@ -283,6 +309,16 @@ class Recipe(Section):
             self.batch.identities % t.workers == 0,
             f"batch.identities={self.batch.identities} must be a multiple of train.workers={t.workers}: "
             "each worker takes an equal number of identities",
+        )
+        yield (
+            self.compute.micro_batches == 1 or self.batch.identities % (t.workers * self.compute.micro_batches) == 0,
+            f"batch.identities={self.batch.identities} must be a multiple of train.workers={t.workers} x "
+            f"compute.micro_batches={self.compute.micro_batches}: every part holds whole identities",
+        )
+        yield (
+            not (self.compute.compile and self.compute.checkpoint_activations),
+            "compute.compile=true with compute.checkpoint_activations=true: choose one; "
+            "the compiler decides for itself what it keeps for the backward pass",
         )
         yield (
             split.file is not None or split.val + split.test < 1,
@@ -324,6 +360,21 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def override(recipe: Recipe, overrides: Sequence[str], *, where: str) -> Recipe:
     """``recipe`` with single keys changed, in the form of :func:`load_recipe`; ``where`` names its origin."""
     return _overridden(recipe.to_dict(), overrides, where=where)
+
+
+def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two recipes differ, each with both values."""
+    flat = [dict(_leaves(recipe.to_dict())) for recipe in (one, other)]
+    keys = flat[0].keys() | flat[1].keys()
+    return {key: (flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)}
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _overridden(values: dict[str, Any], overrides: Sequence[str], *, where: str) -> Recipe:

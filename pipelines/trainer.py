@@ -22,7 +22,7 @@ from icre.data.augmentation import normalise
 from icre.errors import TrainingError
 from icre.evaluation import FolderProtocol, run_protocol
 from icre.model.network import ICRENetwork
-from icre.training import checkpoint, distributed
+from icre.training import checkpoint, compute, distributed
 from icre.training.checkpoint import Progress
 from icre.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from icre.training.step import train_step
@@ -104,6 +104,7 @@ class _Worker:
         self.recipe, self.run, self.data = recipe, run, data
         self.network, self.optimizer = network, optimizer
         self.rank, self.device = rank, device
+        self.scaler = compute.gradient_scaler(recipe.compute, device)
         self.progress = Progress(step=0, best_metric=None, best_step=None)
         self.metrics: list[dict[str, Any]] = []
         self.model: nn.Module = network
@@ -115,21 +116,23 @@ class _Worker:
         if recipe.train.sync_batch_norm and distributed.world_size() > 1:
             distributed.synchronise_batch_norm(network)
         network.to(device)
-        optimizer = build_optimizer(network, recipe.optimizer)
+        compute.arrange(network, recipe.compute)
+        optimizer = build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision)
         worker = cls(recipe, run, data, network, optimizer, rank=rank, device=device)
         if run.reference("last") is not None:
             worker._resume()
+        if recipe.compute.compile:
+            compute.compile_network(network, device)
         if distributed.world_size() > 1:
-            worker.model = DistributedDataParallel(
-                network, device_ids=[device] if device.type == "cuda" else None, forward_sync_buffers=False
-            )
+            # Without `device_ids` the mask of the modalities stays on the CPU, where a look at it waits for no GPU.
+            worker.model = DistributedDataParallel(network, forward_sync_buffers=False)
         return worker
 
     def step(self, batch: Any, epoch: int, fraction: float) -> dict[str, float]:
         """One optimiser step; the loss terms."""
         self.model.train()
         set_learning_rate(self.optimizer, learning_rate_factor(epoch + fraction, self.recipe.schedule))
-        terms = train_step(self.model, self.optimizer, batch, recipe=self.recipe, epoch=epoch)
+        terms = train_step(self.model, self.optimizer, batch, recipe=self.recipe, epoch=epoch, scaler=self.scaler)
         self.progress = replace(self.progress, step=self.progress.step + 1)
         return terms
 
@@ -164,6 +167,7 @@ class _Worker:
                 optimizer=self.optimizer,
                 progress=self.progress,
                 classes=len(self.data.classes),
+                scaler=self.scaler,
             )
             saved = ray.train.Checkpoint.from_directory(scratch)
             ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=folder)
@@ -197,6 +201,7 @@ class _Worker:
         with self.run.checkpoint("last") as (folder, meta):
             checkpoint.load_network(self.network, folder)
             checkpoint.load_optimizer(self.optimizer, folder)
+            checkpoint.load_scaler(self.scaler, meta)
         self.progress = checkpoint.progress_of(meta)
         self.metrics = [row for row in self.run.metrics() if row["step"] <= self.progress.step]
 
@@ -205,7 +210,8 @@ class _Worker:
         rows = self.data.rows_of("val")
         if not rows:
             return True
-        features = _embed(self.network, self.data, rows, self.recipe.evaluation.batch_size, self.device)
+        with compute.uncompiled(self.recipe.compute):
+            features = _embed(self.network, self.data, rows, self.recipe.evaluation.batch_size, self.device)
         labels = self.data.labels.take(rows)
         settings = self.recipe.evaluation
         results = run_protocol(

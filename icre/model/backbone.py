@@ -1,4 +1,4 @@
-"""Dual-stream ResNet: one stem a modality, four shared stages (method.md section 1).
+"""Dual-stream ResNet: one stem a modality, four shared stages (docs/method.md section 1).
 
 Shape letters: B images, H x W pixels. Below the stems, parameter names are torchvision's, so that a public
 ImageNet checkpoint loads as it is (see :mod:`icre.model.weights`).
@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from icre.model.recompute import recompute
 
 STEM_CHANNELS = 64
 STRIDE = 16
@@ -50,6 +52,8 @@ class DualStreamResNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
+        # Whether training keeps the outputs of the stages alone, and runs each again in the backward pass.
+        self.recompute_stages = False
         self.stem = DualStem()
         channels = (STEM_CHANNELS, *architecture.channels)
         self.layer1 = _stage(architecture, 0, channels[0], stride=1)
@@ -65,10 +69,16 @@ class DualStreamResNet(nn.Module):
 
     def forward(self, images_B3HW: Tensor, infrared: Tensor | bool) -> Stages:
         """X1..X4 of a batch whose rows keep their order; see :meth:`DualStem.forward` for ``infrared``."""
-        x1 = self.layer1(self.stem(images_B3HW, infrared))
-        x2 = self.layer2(x1)
-        x3 = self.layer3(x2)
-        return Stages(x1, x2, x3, self.layer4(x3))
+        x1 = self._run(self.layer1, self.stem(images_B3HW, infrared))
+        x2 = self._run(self.layer2, x1)
+        x3 = self._run(self.layer3, x2)
+        return Stages(x1, x2, x3, self._run(self.layer4, x3))
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if self.recompute_stages and self.training and torch.is_grad_enabled():
+            return recompute(stage, x)
+        out: Tensor = stage(x)
+        return out
 
 
 class DualStem(nn.Module):
@@ -83,7 +93,8 @@ class DualStem(nn.Module):
         """Map Bx3xHxW to Bx64x(H/4)x(W/4), rows in the order given.
 
         ``infrared`` is a bool mask of shape (B,), or one bool for a batch of a single modality, which also
-        spares the look at the mask's values (tracing, meta tensors). A stem without rows is not run, so its
+        spares the look at the mask's values (tracing, meta tensors). With images on a GPU leave the mask on the
+        CPU: to look at it is then not to wait for the GPU. A stem without rows is not run, so its
         batch statistics stay as they are; so over several workers, each needs both modalities in training.
         """
         if isinstance(infrared, bool):
@@ -92,9 +103,10 @@ class DualStem(nn.Module):
         if count in (0, len(infrared)):
             return self._single(images_B3HW, count > 0)
         order_B = torch.argsort(infrared.to(torch.uint8), stable=True)
-        rows = images_B3HW[order_B]
+        back_B = torch.argsort(order_B).to(images_B3HW.device, non_blocking=True)
+        rows = images_B3HW[order_B.to(images_B3HW.device, non_blocking=True)]
         out = torch.cat([self.visible(rows[:-count]), self.infrared(rows[-count:])])
-        return out[torch.argsort(order_B)]
+        return out[back_B]
 
     def _single(self, images: Tensor, infrared: bool) -> Tensor:
         out: Tensor = self.infrared(images) if infrared else self.visible(images)

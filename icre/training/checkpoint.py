@@ -34,7 +34,13 @@ class Progress:
 
 
 def write_checkpoint(
-    folder: Path, *, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, classes: int
+    folder: Path,
+    *,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    classes: int,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Write the three files; ``checkpoint.json``, with sizes and SHA-256 of the others, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -42,6 +48,8 @@ def write_checkpoint(
     torch.save(optimizer.state_dict(), folder / OPTIMIZER)
     files = {name: describe_file(folder / name) for name in (NETWORK, OPTIMIZER)}
     meta = {"classes": classes, "progress": asdict(progress), "files": files}
+    if scaler is not None and scaler.is_enabled():
+        meta["scaler"] = scaler.state_dict()
     (folder / META).write_text(json.dumps(meta, indent=2))
 
 
@@ -82,6 +90,18 @@ def load_network(network: nn.Module, folder: Path) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Load the optimiser's state."""
     optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"))
+    # Fused kernels walk through memory and never look at strides: a momentum in another layout than its parameter's
+    # (compute.channels_last was changed) would be added to the wrong weights.
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def load_scaler(scaler: torch.amp.GradScaler, meta: dict[str, Any]) -> None:
+    """Load the state of fp16's gradient scaler; without one on either side there is nothing to load."""
+    if scaler.is_enabled() and "scaler" in meta:
+        scaler.load_state_dict(meta["scaler"])
 
 
 def describe_file(path: Path) -> dict[str, Any]:

@@ -43,6 +43,15 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def any_worker(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` holds on at least one worker; all of them must ask. device: where collectives take tensors."""
+    if world_size() == 1:
+        return flag
+    answer = torch.tensor([int(flag)], device=device)
+    dist.all_reduce(answer, op=dist.ReduceOp.MAX)
+    return bool(answer)
+
+
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:
     """Every BatchNorm of ``network`` takes its training statistics over all workers; parameter names stay."""
     for name, child in network.named_children():

@@ -11,7 +11,8 @@ from icre import config
 from icre.data.augmentation import AugmentationSpec, augment
 from icre.errors import TrainingError
 from icre.losses.objective import objective
-from icre.training import distributed
+from icre.model.head import Output
+from icre.training import accumulation, compute, distributed
 
 
 class Batch(NamedTuple):
@@ -36,25 +37,68 @@ def train_step(
     *,
     recipe: config.Recipe,
     epoch: int,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, float]:
     """Update ``model`` on one global batch; the named loss terms, averaged over the workers.
 
     The identity loss is a mean over local rows, which DistributedDataParallel averages into the mean over
     global rows; the metric loss sees the gathered features, so it already is the global one.
-    Raises TrainingError when the loss is not finite; the weights are then those before the step.
+    ``scaler`` is needed for fp16 (:func:`icre.training.compute.gradient_scaler`): it skips the update where a gradient
+    overflowed, on all workers alike, for what it looks at are the gradients after their mean over the workers.
+    Raises TrainingError when the loss is not finite; the weights are then those before the step. ValueError: fp16
+    without a ``scaler``.
     """
-    images = augment(
+    if scaler is None:
+        if recipe.compute.precision == "fp16":
+            raise ValueError("precision fp16 without a gradient scaler: small gradients would become 0")
+        scaler = torch.amp.GradScaler(enabled=False)
+    parts = recipe.compute.micro_batches
+    images = augmented(batch, recipe, epoch=epoch)
+
+    def forward(rows: Tensor, infrared: Tensor) -> Output:
+        with compute.autocast(recipe.compute, rows.device):
+            output: Output = model(rows, infrared)
+        return output
+
+    if parts == 1:
+        output = forward(images, batch.infrared)
+    else:
+        output = accumulation.outputs_of_parts(model, forward, images, batch.infrared, parts)
+    terms = loss_terms(output, batch, recipe)
+    values = _mean_over_workers(terms)
+    _refuse_not_finite(values, batch)
+    optimizer.zero_grad(set_to_none=True)
+    scaler.scale(terms["loss"]).backward()  # type: ignore[no-untyped-call]
+    if parts > 1:
+        accumulation.backward_of_parts(model, forward, images, batch.infrared, parts, output)
+    if recipe.optimizer.max_grad_norm is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return values
+
+
+def augmented(batch: Batch, recipe: config.Recipe, *, epoch: int) -> Tensor:
+    """The batch's images as the network sees them: (b, 3, H, W) float32, on their device."""
+    return augment(
         batch.images,
         batch.infrared,
         augmentation_spec(recipe.augmentation),
         seed=recipe.seed,
         epoch=epoch,
         slots=batch.slots,
+        memory_format=compute.memory_format(recipe.compute),
     )
-    labels, infrared = batch.labels.to(images.device), batch.infrared.to(images.device)
-    output = model(images, infrared)
+
+
+def loss_terms(output: Output, batch: Batch, recipe: config.Recipe) -> dict[str, Tensor]:
+    """The recipe's objective on this worker's logits and on the features of all workers, in float32."""
+    device = output.features.device
+    labels = batch.labels.to(device, non_blocking=True)
+    infrared = batch.infrared.to(device, non_blocking=True)
     icg = recipe.loss.icg
-    terms = objective(
+    return objective(
         output.logits,
         labels,
         distributed.gather_with_gradient(output.features),
@@ -64,16 +108,9 @@ def train_step(
         rho1=icg.rho1,
         rho2=icg.rho2,
         normalize=icg.normalize,
+        centers=icg.centers,
         triplet=recipe.loss.triplet,
     )
-    values = _mean_over_workers(terms)
-    _refuse_not_finite(values, batch)
-    optimizer.zero_grad(set_to_none=True)
-    terms["loss"].backward()  # type: ignore[no-untyped-call]
-    if recipe.optimizer.max_grad_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
-    optimizer.step()
-    return values
 
 
 def augmentation_spec(settings: config.Augmentation) -> AugmentationSpec:

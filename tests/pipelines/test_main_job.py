@@ -187,6 +187,19 @@ def _command(pid: int) -> str:
         return ""
 
 
+def test_speed_options_reach_the_workers(module_recipes: Any) -> None:
+    options = ["precision=fp16", "channels_last=true", "micro_batches=2", "checkpoint_activations=true"]
+    overrides = [f"compute.{option}" for option in options]
+    run = trained(module_recipes("train.epochs=1", "train.steps_per_epoch=2", *overrides), "fast")
+    with run.checkpoint("last") as (_, meta):
+        assert meta["scaler"]["scale"] > 0
+    assert {value.dtype for value in weights(run).values()} == {torch.float32, torch.int64}
+    assert all(value.isfinite().all() for value in weights(run).values())
+    # Each of the two parts of a step counts in the running statistics.
+    steps = [row for row in run.metrics() if row["kind"] == "step"]
+    assert weights(run)["head.neck.num_batches_tracked"] == 2 * len(steps)
+
+
 def test_a_run_is_evaluated_by_its_own_recipe_with_overrides_on_top(one_worker: Run) -> None:
     trained = one_worker.recipe
     recipe = evaluate.evaluated_recipe(one_worker, trained.storage, ["evaluation.trials=7", "data.name=others"])

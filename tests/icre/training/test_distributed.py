@@ -1,4 +1,4 @@
-"""N workers with a batch of B / N each equal one worker with a batch of B (method.md section 5, check 5).
+"""N workers with a batch of B / N each equal one worker with a batch of B (docs/method.md section 5, check 5).
 
 The same training runs in 1, 2 and 4 real processes over gloo, in float32 as users run it, and in float64, where
 rounding is a billion times smaller: a difference that is more than rounding would stay.
@@ -6,8 +6,7 @@ rounding is a billion times smaller: a difference that is more than rounding wou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny_training import take_steps, tiny_network, tiny_recipe
+from tiny_training import everything_in, take_steps, tiny_network, tiny_recipe
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,22 +33,6 @@ SHAPES = ((3,), (3, 4, 2))
 TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@contextmanager
-def everything_in(dtype: str) -> Iterator[None]:
-    """With float64, what the code computes in float32 on purpose is computed in float64 as well."""
-    if dtype == "float32":
-        yield
-        return
-    float32 = torch.Tensor.float
-    torch.set_default_dtype(torch.float64)
-    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        torch.Tensor.float = float32  # type: ignore[method-assign]
-        torch.set_default_dtype(torch.float32)
 
 
 def train(rank: int, world_size: int) -> dict[str, Any]:

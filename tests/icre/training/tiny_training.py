@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -30,6 +32,22 @@ RECIPE: dict[str, Any] = {
 }
 # All the layers of ResNet-18, a quarter of their width: a sixteenth of the parameters.
 THIN = Architecture("basic", (2, 2, 2, 2), width=16, stride_on_first_conv=True)
+
+
+@contextmanager
+def everything_in(dtype: str) -> Iterator[None]:
+    """With float64, what the code computes in float32 on purpose is computed in float64 as well."""
+    if dtype == "float32":
+        yield
+        return
+    float32 = torch.Tensor.float
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.float = float32  # type: ignore[method-assign]
+        torch.set_default_dtype(torch.float32)
 
 
 def tiny_recipe(**sections: Any) -> Recipe:

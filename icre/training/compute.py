@@ -1,0 +1,77 @@
+"""The recipe's section ``compute`` put into effect: number format, memory layout, recomputation, compilation."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from icre import config
+from icre.model.network import ICRENetwork
+from icre.training import distributed
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(settings: config.Compute, device: torch.device) -> torch.autocast:
+    """Context of the network's forward pass; does nothing for fp32."""
+    dtype = _DTYPES.get(settings.precision, torch.bfloat16)
+    return torch.autocast(device.type, dtype=dtype, enabled=settings.precision != "fp32")
+
+
+def gradient_scaler(settings: config.Compute, device: torch.device) -> torch.amp.GradScaler:
+    """For fp16, whose small gradients would be 0; otherwise one that does nothing and has no state."""
+    return torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+
+
+def memory_format(settings: config.Compute) -> torch.memory_format:
+    """Layout of images and of convolution weights."""
+    return torch.channels_last if settings.channels_last else torch.contiguous_format
+
+
+def arrange(network: ICRENetwork, settings: config.Compute) -> None:
+    """Set the network's memory layout and recomputation. Comes before the optimiser, which copies the layout."""
+    network.to(memory_format=memory_format(settings))  # type: ignore[call-overload]
+    network.backbone.recompute_stages = settings.checkpoint_activations
+
+
+def compile_network(network: ICRENetwork, device: torch.device) -> bool:
+    """Compile in place, so that parameter names stay; False, with a warning, if the compiler does not work here.
+
+    All workers must call it; one whose compiler fails is enough for all of them to go on without.
+    """
+    reason = _compiler_failure(device)
+    if distributed.any_worker(reason is not None, device):
+        warnings.warn(
+            f"compute.compile is skipped, training goes on without it: {reason or 'another worker cannot compile'}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    stem = network.backbone.stem
+    # Which rows go through which stem depends on the mask's values, which no graph can hold; both stems are compiled.
+    plain = torch.compiler.disable(stem.forward, recursive=False)  # type: ignore[no-untyped-call]
+    stem.forward = plain  # type: ignore[method-assign]
+    network.compile()
+    return True
+
+
+def uncompiled(settings: config.Compute) -> AbstractContextManager[object]:
+    """Context in which a compiled network runs as it was written, for a validation's few passes in other shapes."""
+    return torch.compiler.set_stance("force_eager") if settings.compile else nullcontext()
+
+
+def _compiler_failure(device: torch.device) -> str | None:
+    """Why a small function cannot be compiled, forward and backward, for ``device``; None if it can."""
+    x = torch.ones(8, device=device, requires_grad=True)
+    try:
+        torch.compile(_probe)(x).backward()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ImportError, OSError) as error:
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+    return None
+
+
+def _probe(x: torch.Tensor) -> torch.Tensor:
+    return (x * x).sin().sum()
