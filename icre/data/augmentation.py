@@ -1,4 +1,4 @@
-"""Training augmentation of a whole batch at once, and the random numbers behind it (method.md section 3).
+"""Training augmentation of a whole batch at once, and the random numbers behind it (docs/method.md section 3).
 
 Every number drawn for a sample is a hash of (seed, epoch, slot, stream). Nothing depends on a generator's
 state, so that a sample looks the same whatever the number of workers, the cut of the batch, or the device.

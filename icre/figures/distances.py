@@ -1,4 +1,4 @@
-"""Histograms of cross-modal distances, as the paper's Figure 4 a-c (method.md section 4)."""
+"""Histograms of cross-modal distances, as the paper's Figure 4 a-c (docs/method.md section 4)."""
 
 from __future__ import annotations
 

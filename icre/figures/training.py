@@ -24,7 +24,7 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @style.styled
 def training_curves(metrics: Rows) -> Figure:
-    """Three panels from the rows of metrics.jsonl (method.md section 2 names the loss terms).
+    """Three panels from the rows of metrics.jsonl (docs/method.md section 2 names the loss terms).
 
     Rows of kind ``step``: every numeric key that is no bookkeeping is a loss term; ``lr`` is the learning
     rate. Rows of kind ``validation``: ``rank1``, ``mAP``, ``mINP`` in [0, 1], drawn in percent. Thin lines

@@ -1,15 +1,19 @@
-"""Identity Clues Guided loss, and the modality centres and distances it is made of (method.md section 2).
+"""Identity Clues Guided loss, and the modality centres and distances it is made of (docs/method.md section 2).
 
 Shape letters: B images, D feature channels, K centres (one an identity and modality present in the batch).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+CenterReading = Literal["cross", "both", "joint"]
+# Which of an identity's two centres pull an image, as the bit that turns the image's own slot into theirs.
+_PULLING = {"cross": (1,), "both": (0, 1), "joint": (0,)}
 
 
 class ICGTerms(NamedTuple):
@@ -38,6 +42,7 @@ def icg_loss(
     rho1: float = 0.1,
     rho2: float = 0.7,
     normalize: bool = True,
+    centers: CenterReading = "cross",
 ) -> ICGTerms:
     """Pull images to their identity's other centre, push centres of different identities apart.
 
@@ -46,17 +51,25 @@ def icg_loss(
         pull = mean over i          of [ ||f_i - c_{y_i}^{m̄_i}|| - rho1 ]_+
         push = mean over p != q,m,n of [ rho2 - ||c_p^m - c_q^n|| ]_+
 
+    Other readings of "modality-aware centres", for the ablation: ``centers="both"`` pulls an image to either
+    centre of its identity (mean over i and m of [ ||f_i - c_{y_i}^m|| - rho1 ]_+); "joint" knows no modality:
+    one centre an identity, the mean of all its images, in pull and push.
+
     ``pids_B`` are integers, ``infrared_B`` is bool, and the batch is the global one. ``normalize`` scales
     each feature to length 1 first. Works in float32 whatever the input and the autocast. An image
     without a counterpart is left out of the pull, an absent centre out of the push; without terms both are 0.
+    Raises ValueError for an unknown ``centers``.
     """
+    if centers not in _PULLING:
+        raise ValueError(f"centers={centers!r}: one of {', '.join(map(repr, _PULLING))}")
     features = prepare(features_BD, normalize=normalize)
-    centers = modality_centers(features, pids_B, infrared_B)
-    other = centers.slot_of_row ^ 1
-    squares = (features - centers.means[other]).square().sum(1)
-    pull = mean_where(F.relu(_root(squares) - rho1), centers.present[other])
+    stream_B = torch.zeros_like(infrared_B) if centers == "joint" else infrared_B
+    found = modality_centers(features, pids_B, stream_B)
+    pulling_BT = found.slot_of_row[:, None] ^ found.slot_of_row.new_tensor(_PULLING[centers])
+    squares_BT = (features[:, None] - found.means[pulling_BT]).square().sum(2)
+    pull = mean_where(F.relu(_root(squares_BT) - rho1), found.present[pulling_BT])
 
-    means_KD, pids_K = present_centers(centers)
+    means_KD, pids_K = present_centers(found)
     gaps = F.relu(rho2 - pairwise_distances(means_KD))
     push = mean_where(gaps, pids_K[:, None] != pids_K[None, :])
     return ICGTerms(pull, push)

@@ -1,4 +1,4 @@
-"""The total objective, L = L_id + λ · L_icg, and those that it is compared with (method.md section 2).
+"""The total objective, L = L_id + λ · L_icg, and those that it is compared with (docs/method.md section 2).
 
 Shape letters: B images of this worker, G images of the global batch, C identities, D feature channels.
 """
@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from icre.losses.icg import icg_loss
+from icre.losses.icg import CenterReading, icg_loss
 from icre.losses.triplet import batch_hard_triplet, hetero_center_triplet, weighted_regularized_triplet
 
 Triplet = Literal["batch_hard", "weighted_regularized", "hetero_center"]
@@ -27,6 +27,7 @@ def objective(
     rho1: float = 0.1,
     rho2: float = 0.7,
     normalize: bool = True,
+    centers: CenterReading = "cross",
     triplet: Triplet | None = None,
     margin: float = 0.3,
 ) -> dict[str, Tensor]:
@@ -39,13 +40,13 @@ def objective(
     with an all-gather whose backward adds up the workers' gradients; averaging parameter gradients over the
     workers, as DDP does, then gives those of one worker with the whole batch. With one worker B = G.
 
-    ``normalize`` scales the features of ICG and of the triplet to length 1; ``margin`` is of "batch_hard" and
-    "hetero_center". An unknown ``triplet`` raises ValueError.
+    ``centers`` is ICG's reading of them; ``normalize`` scales the features of ICG and of the triplet to length 1;
+    ``margin`` is of "batch_hard" and "hetero_center". An unknown ``triplet`` or ``centers`` raises ValueError.
     """
     terms = {"id": F.cross_entropy(logits_BC.float(), labels_B)}
     loss = terms["id"]
     if icg_weight:
-        icg = icg_loss(features_GD, pids_G, infrared_G, rho1=rho1, rho2=rho2, normalize=normalize)
+        icg = icg_loss(features_GD, pids_G, infrared_G, rho1=rho1, rho2=rho2, normalize=normalize, centers=centers)
         terms |= {"icg_pull": icg.pull, "icg_push": icg.push}
         loss = loss + icg_weight * (icg.pull + icg.push)
     if triplet is not None:

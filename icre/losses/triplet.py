@@ -1,4 +1,4 @@
-"""The triplet losses that ICG is compared with (method.md section 2).
+"""The triplet losses that ICG is compared with (docs/method.md section 2).
 
 Shape letters: B images, D feature channels. All take the global batch, return a scalar, work in float32, and
 leave out an anchor without a positive or without a negative; where none is left it is 0. They were published

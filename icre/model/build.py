@@ -30,7 +30,9 @@ def build_network(recipe: config.Recipe, *, classes: int, weights: Path | None =
             heads=settings.heads,
             mpfr_stages=settings.mpfr_stages,
             mpfr_mask=settings.mpfr_mask,
+            mpfr_fusion=settings.mpfr_fusion,
             sdce_order=settings.sdce_order,
+            output_gain=settings.output_gain,
         )
     if weights is not None:
         load_pretrained(network.backbone, weights, sha256=settings.weights_sha256)

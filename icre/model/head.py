@@ -1,4 +1,4 @@
-"""Head: GeM pooling, BNNeck, classifier (method.md section 1).
+"""Head: GeM pooling, BNNeck, classifier (docs/method.md section 1).
 
 Shape letters: B images, C channels, K identities.
 """

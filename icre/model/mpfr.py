@@ -1,4 +1,4 @@
-"""Multi-Perception Feature Refinement: one map from several shallow stages (method.md section 1).
+"""Multi-Perception Feature Refinement: one map from several shallow stages (docs/method.md section 1).
 
 Shape letters: B images, S stages (3 in the paper), d aligned channels, h x w the map of X4.
 """
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MaskKind = Literal["sigmoid", "softmax", "none"]
+Fusion = Literal["sum", "concat"]
 
 
 class Refined(NamedTuple):
@@ -60,10 +61,10 @@ class SpatialMask(nn.Module):
 
 
 class MPFR(nn.Module):
-    """F = ReLU(BN(Conv3x3(sum_s A_s * M_s))) over the stages s.
+    """F = ReLU(BN(Conv3x3(sum_s A_s * M_s))) over the stages s; ``fusion="concat"`` stacks them instead of the sum.
 
     ``channels`` are those of X1..X4. ``stages`` counts from 1, ascending: (1, 2, 3), or (2, 3, 4), the other
-    reading of the paper. Other numbers, and an unknown ``mask``, raise ValueError.
+    reading of the paper. Other numbers, and an unknown ``mask`` or ``fusion``, raise ValueError.
     """
 
     def __init__(
@@ -73,14 +74,18 @@ class MPFR(nn.Module):
         dim: int = 512,
         stages: tuple[int, ...] = (1, 2, 3),
         mask: MaskKind = "sigmoid",
+        fusion: Fusion = "sum",
     ) -> None:
         super().__init__()
+        if fusion not in ("sum", "concat"):
+            raise ValueError(f"fusion={fusion!r}: one of 'sum', 'concat'")
         if not stages or list(stages) != sorted(set(stages) & {1, 2, 3, 4}):
             raise ValueError(f"stages={stages}: some of 1, 2, 3, 4, ascending, each once")
         self.stages = stages
+        self.fusion = fusion
         self.align = nn.ModuleList(Align(channels[s - 1], dim) for s in stages)
         self.mask = SpatialMask(len(stages), dim, mask)
-        self.fuse = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.fuse = nn.Conv2d(dim if fusion == "sum" else len(stages) * dim, dim, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, maps: Sequence[Tensor]) -> Refined:
@@ -88,5 +93,6 @@ class MPFR(nn.Module):
         size = (maps[3].shape[2], maps[3].shape[3])
         aligned = [align(maps[s - 1], size) for align, s in zip(self.align, self.stages, strict=True)]
         masks = self.mask(aligned)
-        weighted = torch.stack([a * masks[:, i : i + 1] for i, a in enumerate(aligned)]).sum(0)
-        return Refined(F.relu(self.bn(self.fuse(weighted))), masks)
+        weighted = [a * masks[:, i : i + 1] for i, a in enumerate(aligned)]
+        joined = sum(weighted[1:], weighted[0]) if self.fusion == "sum" else torch.cat(weighted, dim=1)
+        return Refined(F.relu(self.bn(self.fuse(joined))), masks)

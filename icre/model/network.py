@@ -1,4 +1,4 @@
-"""The whole network: backbone, MPFR, SDCE, head (method.md section 1).
+"""The whole network: backbone, MPFR, SDCE, head (docs/method.md section 1).
 
 Shape letters: B images, C channels of X4, K identities, S stages that MPFR reads, h x w the map of X4.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from icre.model.backbone import STRIDE, Architecture, DualStreamResNet, Stages
 from icre.model.head import Head, Output
-from icre.model.mpfr import MPFR, Align, MaskKind
+from icre.model.mpfr import MPFR, Align, Fusion, MaskKind
 from icre.model.sdce import SDCE, Order, ResidualOutput
 
 COMPONENTS = frozenset({"mpfr", "sdce"})
@@ -44,7 +44,9 @@ class ICRENetwork(nn.Module):
         heads: int = 8,
         mpfr_stages: tuple[int, ...] = (1, 2, 3),
         mpfr_mask: MaskKind = "sigmoid",
+        mpfr_fusion: Fusion = "sum",
         sdce_order: Order = "cross_self",
+        output_gain: float = 0.0,
     ) -> None:
         super().__init__()
         _check(components, sdce_order)
@@ -53,10 +55,12 @@ class ICRENetwork(nn.Module):
         has_mpfr, has_sdce = "mpfr" in components, "sdce" in components
         aligns = has_sdce and not has_mpfr and sdce_order != "self"
         self.backbone = DualStreamResNet(architecture)
-        self.mpfr = MPFR(channels, dim=dim, stages=mpfr_stages, mask=mpfr_mask) if has_mpfr else None
+        self.mpfr = None
+        if has_mpfr:
+            self.mpfr = MPFR(channels, dim=dim, stages=mpfr_stages, mask=mpfr_mask, fusion=mpfr_fusion)
         self.align = Align(channels[2], dim) if aligns else None
         self.sdce = SDCE(channels[3], grid=grid, dim=dim, heads=heads, order=sdce_order) if has_sdce else None
-        self.output = ResidualOutput(dim, channels[3]) if has_mpfr or has_sdce else None
+        self.output = ResidualOutput(dim, channels[3], gain=output_gain) if has_mpfr or has_sdce else None
         self.head = Head(channels[3], classes)
 
     def forward(self, images_B3HW: Tensor, infrared: Tensor | bool) -> Output:

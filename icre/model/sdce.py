@@ -1,4 +1,4 @@
-"""Semantic Distillation Cascade Enhancement: a two-stage transformer on X4 (method.md section 1).
+"""Semantic Distillation Cascade Enhancement: a two-stage transformer on X4 (docs/method.md section 1).
 
 Shape letters: B images, C channels of X4, d token width, N = h * w tokens, n heads.
 """
@@ -107,16 +107,17 @@ class SDCE(nn.Module):
 
 
 class ResidualOutput(nn.Module):
-    """E = ReLU(X4 + BN0(Conv1x1(Z))), with BN0's weight 0 at the start: it begins exactly at the baseline.
+    """E = ReLU(X4 + BN0(Conv1x1(Z))), with BN0's weight ``gain`` at the start.
 
-    BN0's weight is the only zero, so its own gradient is not, and after one step all that feeds Z learns too.
+    With gain 0 it begins exactly at the baseline. BN0's weight is then the only zero, so its own gradient is not,
+    and after one step all that feeds Z learns too.
     """
 
-    def __init__(self, dim: int, channels: int) -> None:
+    def __init__(self, dim: int, channels: int, *, gain: float = 0.0) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, channels, 1, bias=False)
         self.bn0 = nn.BatchNorm2d(channels)
-        nn.init.zeros_(self.bn0.weight)
+        nn.init.constant_(self.bn0.weight, gain)
 
     def forward(self, x4_BCHW: Tensor, z_BdHW: Tensor) -> Tensor:
         """E, of the shape of X4."""

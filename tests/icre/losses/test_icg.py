@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -9,14 +10,22 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from icre.losses.icg import icg_loss, pairwise_distances
+from icre.losses.icg import CenterReading, icg_loss, pairwise_distances
 
 
 def reference(
-    features: Tensor, pids: list[int], infrared: list[bool], rho1: float, rho2: float, normalize: bool
+    features: Tensor,
+    pids: list[int],
+    infrared: list[bool],
+    rho1: float,
+    rho2: float,
+    normalize: bool,
+    reading: CenterReading,
 ) -> tuple[Tensor, Tensor, float]:
     """The equations read word by word, in float64; and how near the closest hinge is to its kink."""
     rows = [r / r.norm() if normalize else r for r in features.double()]
+    if reading == "joint":
+        infrared = [False] * len(rows)
     centers: dict[tuple[int, bool], Tensor] = {}
     for key in set(zip(pids, infrared, strict=True)):
         own = [r for r, *k in zip(rows, pids, infrared, strict=True) if tuple(k) == key]
@@ -24,8 +33,9 @@ def reference(
     zero = features.double().sum() * 0
     pulls, pushes, slack = [], [], math.inf
     for row, pid, infra in zip(rows, pids, infrared, strict=True):
-        if (pid, not infra) in centers:
-            excess = distance(row, centers[pid, not infra]) - rho1
+        pulling = {"cross": [not infra], "both": [False, True], "joint": [False]}[reading]
+        for center in (centers[pid, m] for m in pulling if (pid, m) in centers):
+            excess = distance(row, center) - rho1
             slack = min(slack, abs(excess.item()))
             pulls.append(excess if excess > 0 else zero)
     for (p, m), (q, n) in product(centers, centers):
@@ -54,14 +64,20 @@ def batches(draw: st.DrawFn) -> tuple[Tensor, list[int], list[bool]]:
     return features, pids, infrared
 
 
-@settings(max_examples=150, deadline=None)
-@given(batches(), st.sampled_from([0.01, 0.1, 0.5]), st.sampled_from([0.2, 0.7, 2.5]), st.booleans())
+@settings(max_examples=300, deadline=None)
+@given(
+    batches(),
+    st.sampled_from([0.01, 0.1, 0.5]),
+    st.sampled_from([0.2, 0.7, 2.5]),
+    st.booleans(),
+    st.sampled_from(get_args(CenterReading)),
+)
 def test_value_and_gradient_agree_with_the_plain_loop(
-    batch: tuple[Tensor, list[int], list[bool]], rho1: float, rho2: float, normalize: bool
+    batch: tuple[Tensor, list[int], list[bool]], rho1: float, rho2: float, normalize: bool, reading: CenterReading
 ) -> None:
     features, pids, infrared = batch
     want_features = features.clone().requires_grad_()
-    *want, slack = reference(want_features, pids, infrared, rho1, rho2, normalize)
+    *want, slack = reference(want_features, pids, infrared, rho1, rho2, normalize, reading)
     assume(slack > 1e-4)
 
     got_features = features.clone().requires_grad_()
@@ -72,6 +88,7 @@ def test_value_and_gradient_agree_with_the_plain_loop(
         rho1=rho1,
         rho2=rho2,
         normalize=normalize,
+        centers=reading,
     )
     for got_term, want_term in zip(got, want, strict=True):
         assert got_term.item() == pytest.approx(want_term.item(), abs=2e-6)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from icre.model.mpfr import MPFR, MaskKind
+from icre.model.mpfr import MPFR, Fusion, MaskKind
 
 CHANNELS = (4, 8, 16, 32)
 SIZES = ((16, 8), (8, 4), (4, 2), (4, 2))
@@ -38,8 +38,9 @@ def conv1x1(x: Tensor, conv: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("mask", ["sigmoid", "softmax", "none"])
 @pytest.mark.parametrize("stages", [(1, 2, 3), (2, 3, 4)])
-def test_agrees_with_the_equations_written_out(mask: MaskKind, stages: tuple[int, ...]) -> None:
-    module = MPFR(CHANNELS, dim=6, stages=stages, mask=mask).train()
+@pytest.mark.parametrize("fusion", ["sum", "concat"])
+def test_agrees_with_the_equations_written_out(mask: MaskKind, stages: tuple[int, ...], fusion: Fusion) -> None:
+    module = MPFR(CHANNELS, dim=6, stages=stages, mask=mask, fusion=fusion).train()
     aligned = [
         batch_norm(conv1x1(block_mean(maps()[s - 1], (4, 2)), module.align[i].get_submodule("conv"))).relu()
         for i, s in enumerate(stages)
@@ -51,8 +52,10 @@ def test_agrees_with_the_equations_written_out(mask: MaskKind, stages: tuple[int
         masks = [s / (scores[0] + scores[1] + scores[2]) for s in scores]
     else:
         masks = [torch.ones(2, 1, 4, 2)] * 3
-    mixed = aligned[0] * masks[0] + aligned[1] * masks[1] + aligned[2] * masks[2]
-    fused = batch_norm(F.conv2d(mixed, module.fuse.weight, padding=1)).relu()
+    # A convolution of stacked maps is the sum of one convolution a map, each with its own part of the weight.
+    kernels = module.fuse.weight.split(6, dim=1) * (3 if fusion == "sum" else 1)
+    mixed = [F.conv2d(a * m, kernel, padding=1) for a, m, kernel in zip(aligned, masks, kernels, strict=True)]
+    fused = batch_norm(mixed[0] + mixed[1] + mixed[2]).relu()
 
     got = module(maps())
     torch.testing.assert_close(got.masks_BSHW, torch.cat(masks, 1), rtol=1e-4, atol=1e-5)

@@ -123,3 +123,12 @@ def test_the_output_starts_at_x4_and_still_learns() -> None:
     assert torch.equal(e, x4)
     (e * torch.randn_like(e)).sum().backward()
     assert output.bn0.weight.grad is not None and output.bn0.weight.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("gain", [0.3, 1.0])
+def test_the_output_can_start_with_a_share_of_the_refined_map(gain: float) -> None:
+    output = ResidualOutput(8, 6, gain=gain)
+    x4, z = torch.rand(4, 6, 3, 2), torch.randn(4, 8, 3, 2)
+    mapped = torch.einsum("cd,bdhw->bchw", output.conv.weight[:, :, 0, 0], z)
+    scaled = (mapped - mapped.mean((0, 2, 3), keepdim=True)) / mapped.std((0, 2, 3), keepdim=True, correction=0)
+    torch.testing.assert_close(output(x4, z), (x4 + gain * scaled).clamp(min=0), rtol=1e-3, atol=1e-3)

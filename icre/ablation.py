@@ -1,0 +1,95 @@
+"""The paper's ablation tables as data (docs/method.md section 4), and what their runs add up to.
+
+A variant is a name and what it changes in a recipe. The first variant of a table is the one that the others are
+compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of a table: the recipe with some of its keys changed."""
+
+    name: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (ddof = 1) over seeds; ``std`` is None for a single seed."""
+
+    mean: float
+    std: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Raises ValueError without values."""
+        if not values:
+            raise ValueError("no values")
+        return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+
+def _with(*components: str) -> str:
+    return f"components=[{','.join(components)}]"
+
+
+TABLES: dict[str, tuple[Variant, ...]] = {
+    "components": (
+        Variant("baseline", (_with(),)),
+        Variant("MPFR", (_with("mpfr"),)),
+        Variant("SDCE", (_with("sdce"),)),
+        Variant("ICG", (_with("icg"),)),
+        Variant("MPFR + SDCE", (_with("mpfr", "sdce"),)),
+        Variant("MPFR + ICG", (_with("mpfr", "icg"),)),
+        Variant("SDCE + ICG", (_with("sdce", "icg"),)),
+        Variant("ICRE: MPFR + SDCE + ICG", (_with("mpfr", "sdce", "icg"),)),
+    ),
+    "mpfr": (
+        Variant("stages 1-3, sigmoid masks, sum"),
+        Variant("stages 2-4", ("model.mpfr_stages=[2,3,4]",)),
+        Variant("softmax masks", ("model.mpfr_mask=softmax",)),
+        Variant("no masks", ("model.mpfr_mask=none",)),
+        Variant("concatenation", ("model.mpfr_fusion=concat",)),
+    ),
+    "sdce": (
+        Variant("cross, then self"),
+        Variant("self, then cross", ("model.sdce_order=self_cross",)),
+        Variant("cross only", ("model.sdce_order=cross",)),
+        Variant("self only, without MPFR", (_with("sdce", "icg"), "model.sdce_order=self")),
+    ),
+    "output": (
+        Variant("BN0 starts at 0", ("model.output_gain=0",)),
+        Variant("BN0 starts at 0.1", ("model.output_gain=0.1",)),
+        Variant("BN0 starts at 0.3", ("model.output_gain=0.3",)),
+        Variant("BN0 starts at 1", ("model.output_gain=1",)),
+    ),
+    "icg": (
+        Variant("the other modality's centre, unit features"),
+        Variant("both centres", ("loss.icg.centers=both",)),
+        Variant("one centre without modality", ("loss.icg.centers=joint",)),
+        Variant("raw features, ρ1 = 0.01", ("loss.icg.normalize=false", "loss.icg.rho1=0.01")),
+    ),
+    "losses": (
+        Variant("ID", (_with("mpfr", "sdce"),)),
+        Variant("ID + batch-hard triplet", (_with("mpfr", "sdce"), "loss.triplet=batch_hard")),
+        Variant("ID + weighted regularised triplet", (_with("mpfr", "sdce"), "loss.triplet=weighted_regularized")),
+        Variant("ID + hetero-centre triplet", (_with("mpfr", "sdce"), "loss.triplet=hetero_center")),
+        Variant("ID + ICG", (_with("mpfr", "sdce", "icg"),)),
+    ),
+}
+"""Every option of the network and the loss is a row of one of them."""
+
+
+def paired_differences(values: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
+    """``values`` minus ``reference`` for each seed that both have, in the order of the seeds.
+
+    The same seed means the same initial weights of what both share and the same batches, so that the spread of
+    the differences is smaller than that of the values.
+    """
+    return [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]
