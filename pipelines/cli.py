@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines import demo, evaluate, prepare, report, show_config, synthesize, train
+from pipelines import ablate, demo, evaluate, prepare, report, show_config, show_model, synthesize, train
 from pipelines.command import new_app, run_app
 
 app = new_app()
@@ -11,7 +11,9 @@ app.command("synthesize")(synthesize.command)
 app.command("prepare")(prepare.command)
 app.command("train")(train.command)
 app.command("evaluate")(evaluate.command)
+app.command("ablate")(ablate.command)
 app.command("report")(report.command)
+app.command("model")(show_model.command)
 app.add_typer(show_config.app, name="config", help="Show the resolved recipe, or the schema of every key.")
 
 

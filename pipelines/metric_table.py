@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ COLUMNS = {
 }
 CHANCE = "chance"
 BEST = "best"
+MEANING = "Percent; mean ± standard deviation over the gallery draws (trials)."
 SYNTHETIC = "Synthetic data: the people are drawn by a program; no number here is a claim about real footage."
 
 _PROTOCOL_WORDS = {
@@ -97,12 +98,12 @@ def table_rows(group: Sequence[Evaluation]) -> list[Row]:
     return rows
 
 
-def describe_protocol(evaluation: Evaluation) -> str:
-    """One line with every choice that the numbers depend on."""
+def describe_protocol(evaluation: Evaluation, *, leave_out: Collection[str] = ()) -> str:
+    """One line with every choice that the numbers depend on; ``leave_out``: keys of the protocol to pass over."""
     data, protocol = evaluation["data"], dict(evaluation["protocol"])
-    choices = "; ".join(f"{_PROTOCOL_WORDS.get(k, k)} {_value(v)}" for k, v in protocol.items() if k != "name")
+    shown = {k: v for k, v in protocol.items() if k != "name" and k not in leave_out}
+    choices = "; ".join(f"{_PROTOCOL_WORDS.get(k, k)} {_value(v)}" for k, v in shown.items())
     return (
-        "Percent; mean ± standard deviation over the gallery draws (trials). "
         f"Protocol {protocol['name']}: {choices}. "
         f"Data {data['name']}, {data['split']} split: {data['images']} images of {data['identities']} "
         f"identities, hash {str(data['hash'])[:12]}. {_describe_queries(evaluation)}"
@@ -118,13 +119,14 @@ def metric_table_markdown(evaluations: Sequence[Evaluation]) -> str:
 
 def _markdown(group: Sequence[Evaluation]) -> str:
     head = ["Direction", "Model", *COLUMNS.values()]
-    lines = [_line(head), _line(["---", "---", *["---:"] * len(COLUMNS)])]
-    lines += [_line([row.direction, row.model, *row.cells]) for row in table_rows(group)]
-    notes = [describe_protocol(group[0])] + ([SYNTHETIC] if group[0]["synthetic"] else [])
+    lines = [markdown_line(head), markdown_line(["---", "---", *["---:"] * len(COLUMNS)])]
+    lines += [markdown_line([row.direction, row.model, *row.cells]) for row in table_rows(group)]
+    notes = [f"{MEANING} {describe_protocol(group[0])}"] + ([SYNTHETIC] if group[0]["synthetic"] else [])
     return "\n".join(lines) + "\n\n" + "\n\n".join(notes)
 
 
-def _line(cells: Sequence[str]) -> str:
+def markdown_line(cells: Sequence[str]) -> str:
+    """One line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -79,7 +79,7 @@ def _result(group: Sequence[Evaluation], manifest: Mapping[str, Any], image_of: 
         "model": metric_table.model_name(shown),
         "columns": list(metric_table.COLUMNS.values()),
         "table": [(name, list(rows)) for name, rows in groupby(metric_table.table_rows(group), _direction)],
-        "protocol": metric_table.describe_protocol(group[0]),
+        "protocol": f"{metric_table.MEANING} {metric_table.describe_protocol(group[0])}",
         "markdown": metric_table_markdown(group),
         "summaries": [_summary(group, direction) for direction in shown["directions"]],
         "cmc": [_cmc(group, direction) for direction in shown["directions"]],

@@ -58,6 +58,12 @@ class Run:
         content: dict[str, Any] = (self.location / "manifest.json").read_json()
         return content
 
+    @property
+    def state(self) -> str | None:
+        """running, finished or failed, as last written; None for a run that has not started."""
+        path = self.location / "status.json"
+        return str(path.read_json()["state"]) if path.exists() else None
+
     def write_status(self, state: str, **details: Any) -> None:
         """state: running, finished or failed."""
         (self.location / "status.json").write_json({"state": state, "updated": now(), **details})

@@ -80,7 +80,7 @@ def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
 
 def start(recipe: config.Recipe, name: str | None) -> Run:
     """Check everything that can be checked without a worker, then create the run folder."""
-    recipe = _absolute_weights(recipe)
+    recipe = as_started(recipe)
     data = open_data(recipe)
     _check_size(recipe, data)
     _check_validation(data)
@@ -160,8 +160,8 @@ def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
     )
 
 
-def _absolute_weights(recipe: config.Recipe) -> config.Recipe:
-    """A relative path is relative to where the command runs; workers have a working directory of their own."""
+def as_started(recipe: config.Recipe) -> config.Recipe:
+    """The recipe that a run keeps: a relative path is relative to here, and workers have folders of their own."""
     weights = recipe.model.weights
     if weights is None or "://" in weights:
         return recipe

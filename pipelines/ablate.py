@@ -1,0 +1,172 @@
+"""``icre ablate``: one of the method's ablation tables, every variant trained and evaluated over several seeds."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from icre import config
+from icre.ablation import TABLES, Variant
+from icre.errors import ConfigError, DataError, TrainingError, UserError
+from pipelines import evaluate, prepare, runs, synthesize, train
+from pipelines.ablation_table import Entry, ablation_table_markdown
+from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.prepared import PreparedData
+from pipelines.runs import Run
+from pipelines.session import Demand, ray_session, upload_logs
+from pipelines.storage import Storage
+
+CHECKPOINT = "best"
+
+Table = Annotated[str, typer.Option("--table", help=f"One of {', '.join(TABLES)}.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds of each variant: the recipe's, and those after it.")]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", help="A variant's name; may be repeated. None: the whole table.")
+]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a variant with a seed."""
+
+    variant: Variant
+    recipe: config.Recipe
+    run: Run
+
+
+def command(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    table: Table = "components",
+    seeds: Seeds = 3,
+    only: Only = None,
+) -> None:
+    """Train and evaluate every variant of a table; mean ± standard deviation over seeds, as Markdown.
+
+    Runs that are finished are not repeated, and one that was interrupted goes on, so the same command resumes.
+    """
+    recipe = config.load_recipe(config_file, overrides or [])
+    trials = plan(recipe, config_file, overrides or [], table=table, seeds=seeds, only=only or [])
+    folder = Storage(recipe.storage) / "ablations" / f"{recipe.name}-{table}"
+    if dry_run:
+        print(recipe.to_yaml())
+        for trial in trials:
+            changes = " ".join(trial.variant.overrides) or "the recipe as it is"
+            print(f"{trial.run.name} ({trial.run.state or 'new'}): {changes}")
+        print(f"\nwould write: {len(trials)} runs in {runs.runs(Storage(recipe.storage)).url}, {folder.url}")
+        return
+    if recipe.data.synthetic is not None:
+        synthesize.run(recipe)
+    demand = max(Demand.of_training(recipe.train), Demand.of_embedding(recipe.evaluation))
+    with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch:
+        try:
+            with ray_session(Path(scratch), demand=demand):
+                data = prepare.run(recipe) if recipe.data.root is not None else train.open_data(recipe)
+                markdown = run(trials, data, folder)
+        finally:
+            upload_logs(Path(scratch), folder / "logs")
+    print(f"\n{markdown}\n\n{(folder / 'table.md').url}")
+
+
+def plan(
+    recipe: config.Recipe,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    *,
+    table: str,
+    seeds: int,
+    only: Sequence[str] = (),
+) -> list[Trial]:
+    """The trainings of a table, seed by seed, so that an early stop leaves whole tables of fewer seeds.
+
+    Every recipe is checked here: ConfigError names all that break a rule before anything is trained.
+    """
+    variants = _variants(table, only)
+    problems: dict[str, str] = {}
+    trials = []
+    for seed in range(recipe.seed, recipe.seed + seeds):
+        for variant in variants:
+            try:
+                changed = config.load_recipe(config_file, [*overrides, *variant.overrides, f"seed={seed}"])
+            except ConfigError as error:
+                problems[variant.name] = error.message
+                continue
+            name = f"{recipe.name}-{table}-{_slug(variant.name)}-seed{seed}"
+            trials.append(Trial(variant, changed, Run(runs.runs(Storage(recipe.storage)) / name)))
+    if problems:
+        lines = [f"{name}: {message}" for name, message in problems.items()]
+        raise ConfigError("\n".join(lines), hint="a table's variants change keys of the recipe; see --dry-run")
+    return trials
+
+
+def run(trials: Sequence[Trial], data: PreparedData, folder: Storage) -> str:
+    """Run ``trials`` inside an open Ray session; the table, written anew after each of them."""
+    for trial in trials:
+        _check_reusable(trial, data)
+    entries: list[Entry] = []
+    markdown = ""
+    for number, trial in enumerate(trials, start=1):
+        say(f"ablate: {number} of {len(trials)}: {trial.variant.name}, seed {trial.recipe.seed}")
+        entries.append(_entry(trial))
+        markdown = ablation_table_markdown(entries)
+        (folder / "results.json").write_json([entry.to_dict() for entry in entries])
+        (folder / "table.md").write_text(markdown + "\n")
+    return markdown
+
+
+def _entry(trial: Trial) -> Entry:
+    """One trial's result; a training that failed is an entry that says why, and the others go on."""
+    variant, seed, name = trial.variant.name, trial.recipe.seed, trial.run.name
+    try:
+        return Entry(variant, seed, name, result=_result(trial))
+    except TrainingError as error:
+        say(f"ablate: {name} failed: {error.message}")
+        return Entry(variant, seed, name, failure=error.message)
+
+
+def _result(trial: Trial) -> dict[str, Any]:
+    written = evaluate.result_path(trial.run, CHECKPOINT)
+    if written.exists():
+        found: dict[str, Any] = written.read_json()
+        return found
+    if not (trial.run.location / "config.yaml").exists():
+        train.start(trial.recipe, trial.run.name)
+    if trial.run.state != "finished":
+        train.execute(trial.run)
+    return evaluate.evaluate(trial.run, trial.recipe, CHECKPOINT)
+
+
+def _check_reusable(trial: Trial, data: PreparedData) -> None:
+    """Raises UserError when the run exists with another recipe or other data than the table's."""
+    if not (trial.run.location / "config.yaml").exists():
+        return
+    hint = "give the table another name=, or remove the run"
+    differing = sorted(config.differences(trial.run.recipe, train.as_started(trial.recipe)))
+    if differing:
+        raise UserError(f"run {trial.run.name} exists with other settings: {', '.join(differing)}", hint=hint)
+    if trial.run.manifest["data"]["hash"] != data.hash:
+        raise DataError(f"run {trial.run.name} exists with other images in {data.location.url}", hint=hint)
+
+
+def _variants(table: str, only: Sequence[str]) -> list[Variant]:
+    if table not in TABLES:
+        raise ConfigError(f"--table {table}", hint=f"the tables are {', '.join(TABLES)}")
+    names = [variant.name for variant in TABLES[table]]
+    if unknown := sorted(set(only) - set(names)):
+        raise ConfigError(f"--only {unknown}", hint=f"the variants of {table}: {'; '.join(names)}")
+    return [variant for variant in TABLES[table] if not only or variant.name in only]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().replace("ρ", "rho")).strip("-")
+
+
+if __name__ == "__main__":
+    run_command(command)

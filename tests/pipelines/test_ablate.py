@@ -1,0 +1,167 @@
+"""An ablation on real Ray: its table, what a second call does, a variant that fails, a driver that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from icre import ablation
+from icre.ablation import Variant
+from icre.errors import ConfigError, UserError
+from pipelines import ablate, prepare, runs
+from pipelines.runs import Run
+from pipelines.storage import Storage
+from tests.conftest import Recipes
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ("train.epochs=1", "train.steps_per_epoch=2", "evaluation.trials=2")
+DIVERGING = ("optimizer.lr=1e30", "optimizer.backbone_lr=1e30")
+
+
+def planned(recipes: Recipes, tmp_path: Path, *overrides: str, **options: Any) -> list[ablate.Trial]:
+    recipe = recipes(*SHORT, *overrides)
+    file = tmp_path / "ablation.yaml"
+    file.write_text(recipe.to_yaml())
+    return ablate.plan(recipe, file, (), **{"table": "components", "seeds": 2} | options)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load((run.location / "checkpoints" / str(run.reference("last")) / "model.safetensors").read_bytes())
+
+
+def cells(markdown: str, variant: str) -> list[str]:
+    (line,) = [line for line in markdown.splitlines() if line.startswith(f"| {variant} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_sums_up_its_runs_and_a_second_call_trains_nothing(
+    recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (Variant("baseline", ("components=[]",)), Variant("ICG", ("components=[icg]",)), Variant("bad", DIVERGING))
+    monkeypatch.setitem(ablation.TABLES, "components", rows)
+    trials = planned(recipes, tmp_path)
+    assert [(t.variant.name, t.recipe.seed) for t in trials[:4]] == [
+        ("baseline", 0),
+        ("ICG", 0),
+        ("bad", 0),
+        ("baseline", 1),
+    ]
+    data = prepare.run(trials[0].recipe)
+    folder = Storage(tmp_path / "table")
+    markdown = ablate.run(trials, data, folder)
+
+    means = {}
+    for trial in trials:
+        if trial.variant.name != "bad":
+            result = (trial.run.location / "eval" / "best.json").read_json()["directions"]
+            means[trial.variant.name, trial.recipe.seed] = {d: scores["mean"] for d, scores in result.items()}
+    rank1 = [100 * means["ICG", seed]["visible_to_infrared"]["rank1"] for seed in (0, 1)]
+    got = cells(markdown, "ICG")
+    assert got[1:3] == ["2", f"{statistics.mean(rank1):.1f} ± {statistics.stdev(rank1):.1f}"]
+    gains = [
+        statistics.mean(
+            100 * (means["ICG", seed][direction]["mAP"] - means["baseline", seed][direction]["mAP"])
+            for direction in ("visible_to_infrared", "infrared_to_visible")
+        )
+        for seed in (0, 1)
+    ]
+    assert got[-1] == f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}"
+    assert cells(markdown, "bad")[1:] == ["0 of 2", "-", "-", "-", "-", "-"]
+    assert markdown.count("not finite") == 2 and "Synthetic data" in markdown
+    assert (folder / "table.md").read_text() == markdown + "\n"
+
+    finished = [trial for trial in trials if trial.variant.name != "bad"]
+    before = [(t.run.location / "status.json").read_json()["updated"] for t in finished]
+    again = ablate.run(finished, data, folder)
+    assert cells(again, "ICG") == cells(markdown, "ICG")
+    assert before == [(t.run.location / "status.json").read_json()["updated"] for t in finished]
+
+
+def test_a_killed_ablation_goes_on_and_ends_with_the_weights_it_would_have_had(
+    recipes: Recipes, tmp_path: Path, ray_cluster: None
+) -> None:
+    only = {"only": ["ICG"], "seeds": 1}
+    (whole,) = planned(recipes, tmp_path, "name=whole", "train.epochs=5", **only)
+    data = prepare.run(whole.recipe)
+    ablate.run([whole], data, Storage(tmp_path / "whole"))
+
+    (trial,) = planned(recipes, tmp_path, "name=broken", "train.epochs=5", **only)
+    arguments = ["--config", str(tmp_path / "ablation.yaml"), "--only", "ICG", "--seeds", "1"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.ablate", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while trial.run.reference("last") is None:
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert trial.run.state == "running"
+
+    ablate.run([trial], data, Storage(tmp_path / "broken"))
+    assert trial.run.state == "finished"
+    steps = [row["step"] for row in trial.run.metrics() if row["kind"] == "step"]
+    assert steps == list(range(1, 11))
+    ours, theirs = weights(trial.run), weights(whole.run)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_runs_with_other_settings_are_refused_before_anything_is_trained(recipes: Recipes, tmp_path: Path) -> None:
+    trials = planned(recipes, tmp_path, only=["baseline", "ICG"], seeds=1)
+    data = prepare.run(trials[0].recipe)
+    runs.create_run(trials[1].recipe, trials[1].run.name, data)
+    changed = planned(recipes, tmp_path, "optimizer.lr=0.5", only=["baseline", "ICG"], seeds=1)
+    with pytest.raises(UserError, match=r"icg-seed0 exists with other settings: optimizer\.lr\n"):
+        ablate.run(changed, data, Storage(tmp_path / "table"))
+    assert not (changed[0].run.location / "config.yaml").exists()
+
+
+def test_unknown_tables_and_variants_and_broken_rows_are_named(
+    recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="--table nothing"):
+        planned(recipes, tmp_path, table="nothing")
+    with pytest.raises(ConfigError, match=r"\['IGC'\]") as caught:
+        planned(recipes, tmp_path, only=["IGC"])
+    assert "ICG" in caught.value.hint
+    rows = (Variant("one", ("model.heads=3",)), Variant("two", ("loss.icg.rho1=-1",)), Variant("three"))
+    monkeypatch.setitem(ablation.TABLES, "components", rows)
+    with pytest.raises(ConfigError) as caught:
+        planned(recipes, tmp_path)
+    assert "one: " in caught.value.message and "two: " in caught.value.message
+    assert "three: " not in caught.value.message
+
+
+def test_results_are_plain_json_without_the_evaluations_pictures(tmp_path: Path) -> None:
+    entry = ablate.Entry(
+        "ICG",
+        3,
+        "a-run",
+        result={
+            "checkpoint": {"name": "best", "step": 4, "sha256": "0"},
+            "data": {"hash": "1"},
+            "directions": {"visible_to_infrared": {"mean": {"rank1": 0.5, "mAP": 0.25}, "ranked": ["many"]}},
+        },
+    )
+    kept = json.loads(json.dumps(entry.to_dict()))
+    assert kept["result"]["mean"] == {"visible_to_infrared": {"rank1": 0.5, "mAP": 0.25}}
+    assert "ranked" not in json.dumps(kept) and (kept["variant"], kept["seed"]) == ("ICG", 3)
