@@ -60,8 +60,8 @@ class Split(Section):
     val: Share = 0.1
     """Without a file: share of identities held out from training to choose the best epoch."""
     test: Share = 0.5
-    """Without a file: share of identities never trained on. Membership is a hash of the identity's name, so
-    identities that arrive later never move the others."""
+    """Without a file: share of identities never trained on; benchmark sources have their own. Membership is a hash
+    of the identity's name, so identities that arrive later never move the others."""
 
 
 class Data(Section):
@@ -69,8 +69,13 @@ class Data(Section):
 
     name: Name = "people"
     """Name of the prepared data set: ``<storage>/datasets/<name>``."""
+    source: Literal["folder", "sysu", "regdb", "llcm"] = "folder"
+    """Layout of ``root``. folder: ``{visible,infrared}/<identity>/<camera>_<anything>.<jpg|png|...>``; the others are
+    SYSU-MM01, RegDB and LLCM as they are released, with their own training and test identities."""
     root: str | None = None
-    """Image folder (local or s3://): ``{visible,infrared}/<identity>/<camera>_<anything>.<jpg|png|...>``."""
+    """Where the images are: a local folder; for source folder also s3://."""
+    trial: Annotated[int, Field(ge=1, le=10)] = 1
+    """Which of RegDB's ten splits; only for source regdb."""
     height: Annotated[int, Field(ge=32, multiple_of=16)] = 288
     """Stored and trained height in pixels."""
     width: Annotated[int, Field(ge=32, multiple_of=16)] = 144
@@ -319,6 +324,15 @@ class Recipe(Section):
             not (self.compute.compile and self.compute.checkpoint_activations),
             "compute.compile=true with compute.checkpoint_activations=true: choose one; "
             "the compiler decides for itself what it keeps for the backward pass",
+        )
+        yield (
+            split.file is None or self.data.source == "folder",
+            f"data.split.file={split.file} with data.source={self.data.source}, which has its own identity lists: "
+            "remove one of the two",
+        )
+        yield (
+            self.data.trial == 1 or self.data.source == "regdb",
+            f"data.trial={self.data.trial} with data.source={self.data.source}: only regdb has numbered splits",
         )
         yield (
             split.file is not None or split.val + split.test < 1,

@@ -1,168 +1,86 @@
-"""An image folder becomes a prepared data set, sharded over the cluster by Ray Data.
+"""Images become a prepared data set, sharded over the cluster by Ray Data.
 
-list -> fingerprint every file -> plan shards -> decode, fit and write each shard in one task -> manifest last.
+survey -> fingerprint every file -> keep the shards that still hold -> decode, fit and write each new shard in one
+task -> manifest last. Killed anywhere and run again, it goes on with what is written and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 
 from icre import config
-from icre.data import splits
 from icre.data.images import MIN_SIDE, UnreadableImageError, fit_image
-from icre.data.records import MODALITIES, PARQUET_SCHEMA, SPLITS, Record, SplitName
-from icre.data.sources import folder
-from icre.errors import DataError
+from icre.data.records import Record
+from icre.errors import DataError, IcreError
 from pipelines import runs
-from pipelines.prepared import FORMAT, MANIFEST, ROW_GROUP_ROWS, PreparedData
+from pipelines.prepared import FORMAT, MANIFEST, PreparedData
+from pipelines.shards import Row, Shard, digest, plan_shards, usable_shards, write_shards
 from pipelines.storage import Storage
+from pipelines.survey import Survey, count, survey
 
 FILES_PER_TASK = 256
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What ``prepare`` knows from names alone, before it reads a file."""
-
-    root: Storage
-    records: list[Record]
-    split_of: dict[str, SplitName]
-    set_aside: dict[str, str]
-    synthetic: bool
-
-    def counts(self) -> dict[str, dict[str, Any]]:
-        """Identities, images of each modality and cameras of each split."""
-        return count(self.records, self.split_of)
-
-
-def survey(recipe: config.Recipe) -> Survey:
-    """List and check the image folder. Raises DataError when it cannot make a data set."""
-    if recipe.data.root is None:
-        raise DataError(
-            "data.root is not set: there is no image folder to prepare",
-            hint="add data.root=<folder> with {visible,infrared}/<identity>/<camera>_<anything>.jpg",
-        )
-    root = Storage(recipe.data.root)
-    files = root.walk_files() if root.exists() else []
-    records, aside = folder.parse(files)
-    _refuse_empty(root, records, files)
-    pids = sorted({record.pid for record in records})
-    return Survey(
-        root=root,
-        records=records,
-        split_of=_split(recipe, root, pids),
-        set_aside=aside,
-        synthetic="synthetic.json" in files,
-    )
 
 
 def prepare(recipe: config.Recipe) -> tuple[PreparedData, bool]:
     """Prepare ``recipe.data``; the data set, and whether anything was written.
 
-    Raises DataError for an unusable folder, for the same picture under two identities, and when more than
-    ``data.max_unreadable_share`` of the images do not decode; a data set prepared earlier then stays as it was.
+    A shard of the data set as it is stays, byte for byte, if every image in it is still there, unchanged and in the
+    same split; all other images go to new shards. Raises DataError for an unusable folder, for the same picture
+    under two identities, and when more than ``data.max_unreadable_share`` of the images do not decode; a data set
+    prepared earlier then stays as it was.
     """
     found = survey(recipe)
     location = runs.datasets(Storage(recipe.storage)) / recipe.data.name
     location.check_writable()
     digests, sizes = _fingerprint(found)
     _refuse_conflicts(found, digests)
+    if recipe.data.source == "folder":
+        found = _without_copies(found, digests)
+    rows = [_row(record, found, digests) for record in found.records]
     settings = {
         "format": FORMAT,
         "height": recipe.data.height,
         "width": recipe.data.width,
         "jpeg_quality": recipe.data.jpeg_quality,
-        "source": "synthetic" if found.synthetic else "folder",
+        "source": "synthetic" if found.synthetic else recipe.data.source,
     }
-    shards = _plan_shards(found, digests, sizes, target=recipe.data.shard_mib * 2**20)
-    fingerprint = _hash([settings, [asdict(row) for shard in shards for row in shard]])
-    before = _current(location)
-    if before is not None and before.manifest["fingerprint"] == fingerprint:
-        return before, False
-    manifest = before.manifest if before is not None else {"shards": []}
+    fingerprint = digest([settings, [asdict(row) for row in sorted(rows)]])
+    before = _manifest_of(location)
+    same_settings = all(before.get(key) == value for key, value in settings.items())
+    listed = before["shards"] if same_settings else []
+    kept, left = usable_shards(location, listed, rows)
+    if before.get("fingerprint") == fingerprint and len(kept) == len(listed):
+        return PreparedData.open(location), False
     try:
-        written, unreadable = _write_shards(found.root, location, shards, settings)
+        planned = plan_shards(left, sizes, target=recipe.data.shard_mib * 2**20)
+        written, unreadable = write_shards(found.root, location, planned, settings)
         _check_unreadable(recipe, unreadable, total=len(found.records))
-        manifest = _manifest(recipe, found, settings, fingerprint, written, unreadable)
-        (location / MANIFEST).write_json(manifest)
-    finally:
-        # Of the two generations of shards one is unlisted now: the old one, or after an error the new one.
-        _remove_unlisted(location, manifest)
+        manifest = _manifest(recipe, found, settings, fingerprint, [*kept, *written], unreadable)
+    except IcreError:
+        _remove_unlisted(location, before)
+        raise
+    (location / MANIFEST).write_json(manifest)
+    _remove_unlisted(location, manifest)
     return PreparedData.open(location), True
 
 
-def count(records: Sequence[Record], split_of: dict[str, SplitName]) -> dict[str, dict[str, Any]]:
-    """Identities, images of each modality and cameras of each split."""
-    result: dict[str, dict[str, Any]] = {}
-    for split in SPLITS:
-        mine = [record for record in records if split_of[record.pid] == split]
-        images = Counter(record.modality for record in mine)
-        cameras = {m: sorted({r.camid for r in mine if r.modality == m}) for m in MODALITIES}
-        result[split] = {
-            "identities": len({record.pid for record in mine}),
-            **{modality: images[modality] for modality in MODALITIES},
-            "cameras": cameras,
-        }
-    return result
-
-
-@dataclass(frozen=True)
-class Row:
-    """One image to be written."""
-
-    path: str
-    identity: str
-    modality: str
-    camera: str
-    split: str
-    sha256: str
-
-
-def _refuse_empty(root: Storage, records: Sequence[Record], files: Sequence[str]) -> None:
-    layout = "{visible,infrared}/<identity>/<camera>_<anything>.<jpg|jpeg|png|bmp|webp>"
-    present = {record.modality for record in records}
-    if not present:
-        seen = f"{len(files)} files there, none in that layout" if files else "the folder is missing or empty"
-        raise DataError(f"data.root={root.url}: no images ({seen})", hint=f"the layout is {layout}")
-    for modality in MODALITIES:
-        if modality not in present:
-            raise DataError(
-                f"data.root={root.url}: {len(records)} images, none of them {modality}",
-                hint=f"put the {modality} images at {modality}/<identity>/<camera>_<anything>.jpg",
-            )
-
-
-def _split(recipe: config.Recipe, root: Storage, pids: Sequence[str]) -> dict[str, SplitName]:
-    settings = recipe.data.split
-    if settings.file is None:
-        split_of = splits.split_by_hash(pids, val=settings.val, test=settings.test, seed=recipe.seed)
-    else:
-        path = root / settings.file
-        if not path.exists():
-            raise DataError(
-                f"data.split.file={settings.file}: no such file at {path.url}",
-                hint="name a JSON file relative to data.root, or remove the key to split by shares",
-            )
-        split_of = splits.split_from_file(pids, path.read_text(), where=path.url)
-    for split in ("train", "test"):
-        if split not in split_of.values():
-            raise DataError(
-                f"data.root={root.url}: {len(pids)} identities, none of them in the {split} split",
-                hint="change data.split, or add identities",
-            )
-    return split_of
+def _row(record: Record, found: Survey, digests: dict[str, str]) -> Row:
+    return Row(
+        identity=record.pid,
+        modality=record.modality,
+        camera=record.camid,
+        path=record.path,
+        split=found.split_of[record.pid],
+        sha256=digests[record.path],
+    )
 
 
 def _fingerprint(found: Survey) -> tuple[dict[str, str], dict[str, int]]:
@@ -198,82 +116,27 @@ def _refuse_conflicts(found: Survey, digests: dict[str, str]) -> None:
         )
 
 
+def _without_copies(found: Survey, digests: dict[str, str]) -> Survey:
+    """Of equal files of an identity and modality the first alone: a copy would count twice in batches and ranks.
+
+    The benchmark data sets stay as they were published, whatever they hold.
+    """
+    first: dict[tuple[str, str, str], str] = {}
+    copies = {}
+    for record in found.records:
+        original = first.setdefault((record.pid, record.modality, digests[record.path]), record.path)
+        if original != record.path:
+            copies[record.path] = f"the same file as {original}"
+    records = [record for record in found.records if record.path not in copies]
+    return replace(found, records=records, set_aside=found.set_aside | copies)
+
+
 def _is_picture(content: bytes) -> bool:
     try:
         fit_image(content, height=MIN_SIDE, width=MIN_SIDE, jpeg_quality=95)
     except UnreadableImageError:
         return False
     return True
-
-
-def _plan_shards(found: Survey, digests: dict[str, str], sizes: dict[str, int], *, target: float) -> list[list[Row]]:
-    """Rows sorted by identity, cut where an identity ends once a shard's source files reach ``target`` bytes."""
-    shards: list[list[Row]] = [[]]
-    size = 0
-    for record in found.records:
-        last = shards[-1]
-        if size >= target and last and last[-1].identity != record.pid:
-            shards.append([])
-            size = 0
-        size += sizes[record.path]
-        split = found.split_of[record.pid]
-        digest = digests[record.path]
-        shards[-1].append(Row(record.path, record.pid, record.modality, record.camid, split, digest))
-    return shards
-
-
-def _write_shards(
-    root: Storage, location: Storage, shards: list[list[Row]], settings: dict[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Each shard's description in order, and the images that could not be used with their reasons."""
-    items = [{"index": index, "rows": json.dumps([asdict(row) for row in rows])} for index, rows in enumerate(shards)]
-
-    def write(batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        rows = [Row(**fields) for fields in json.loads(str(batch["rows"][0]))]
-        return {"result": [json.dumps(_write_shard(root, location, int(batch["index"][0]), rows, settings))]}
-
-    tasks = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(write, batch_size=1)
-    results = [json.loads(row["result"]) for row in tasks.take_all()]
-    described = sorted((r["shard"] for r in results if r["shard"]), key=lambda shard: str(shard["file"]))
-    unreadable = {path: reason for result in results for path, reason in result["unreadable"].items()}
-    return described, dict(sorted(unreadable.items()))
-
-
-def _write_shard(
-    root: Storage, location: Storage, index: int, rows: Sequence[Row], settings: dict[str, Any]
-) -> dict[str, Any]:
-    kept: list[dict[str, Any]] = []
-    unreadable: dict[str, str] = {}
-    for row in rows:
-        try:
-            stored = fit_image(
-                (root / row.path).read_bytes(),
-                height=settings["height"],
-                width=settings["width"],
-                jpeg_quality=settings["jpeg_quality"],
-            )
-        except UnreadableImageError as error:
-            unreadable[row.path] = str(error)
-            continue
-        fields = asdict(row)
-        path = fields.pop("path")
-        kept.append({"image": {"bytes": stored, "path": path}, "source": settings["source"], **fields})
-    if not kept:
-        return {"shard": None, "unreadable": unreadable}
-    sink = io.BytesIO()
-    table = pa.Table.from_pylist(kept, schema=PARQUET_SCHEMA)
-    # Images are compressed already; labels are tiny once they are dictionaries.
-    pq.write_table(table, sink, compression="none", row_group_size=ROW_GROUP_ROWS)
-    content = sink.getvalue()
-    file = f"shards/part-{index:05d}-{_hash([settings, [asdict(row) for row in rows]])[:12]}.parquet"
-    (location / file).write_bytes(content)
-    shard = {
-        "file": file,
-        "rows": len(kept),
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    return {"shard": shard, "unreadable": unreadable}
 
 
 def _check_unreadable(recipe: config.Recipe, unreadable: dict[str, str], *, total: int) -> None:
@@ -293,7 +156,7 @@ def _manifest(
     found: Survey,
     settings: dict[str, Any],
     fingerprint: str,
-    shards: list[dict[str, Any]],
+    shards: Sequence[Shard],
     unreadable: dict[str, str],
 ) -> dict[str, Any]:
     usable = [record for record in found.records if record.path not in unreadable]
@@ -308,6 +171,8 @@ def _manifest(
             f"data.root={found.root.url}: none of the {len(training)} training identities has both modalities",
             hint="an identity's visible and infrared folders must have the same name",
         )
+    # In one order whatever the history, so that rows are numbered alike wherever the shards are.
+    ordered = sorted(shards, key=lambda shard: (shard["identities"], shard["file"]))
     return {
         **settings,
         "name": recipe.data.name,
@@ -315,25 +180,21 @@ def _manifest(
         "created": runs.now(),
         "code": runs.code_version(),
         "fingerprint": fingerprint,
-        "hash": _hash([settings, [shard["sha256"] for shard in shards]]),
+        "hash": digest([settings, [shard["sha256"] for shard in ordered]]),
         "counts": count(usable, found.split_of),
+        "differences": found.differences,
         "classes": classes,
         "not_trained": one_sided,
-        "set_aside": found.set_aside | unreadable,
-        "shards": shards,
+        "set_aside": found.set_aside | dict(sorted(unreadable.items())),
+        "shards": ordered,
     }
 
 
-def _current(location: Storage) -> PreparedData | None:
-    """The data set as it is, or None when there is none that is whole."""
-    if not (location / MANIFEST).exists():
-        return None
-    try:
-        data = PreparedData.open(location)
-        data.verify()
-    except DataError:
-        return None
-    return data
+def _manifest_of(location: Storage) -> dict[str, Any]:
+    """The manifest as it is, of whatever format; without one, that of no shards."""
+    path = location / MANIFEST
+    found: dict[str, Any] = path.read_json() if path.exists() else {"shards": []}
+    return found
 
 
 def _remove_unlisted(location: Storage, manifest: dict[str, Any]) -> None:
@@ -342,7 +203,3 @@ def _remove_unlisted(location: Storage, manifest: dict[str, Any]) -> None:
     for name in shards.list() if shards.exists() else []:
         if f"shards/{name}" not in listed:
             (location / "shards" / name).delete()
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from icre import config
+from icre.errors import DataError
 from pipelines import ingest, runs
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.prepared import PreparedData
 from pipelines.session import Demand, ray_session
 from pipelines.storage import Storage
+from pipelines.survey import Survey, survey
+
+Strict = Annotated[bool, typer.Option("--strict", help="A count that differs from the published one is an error.")]
 
 
-def command(config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Turn an image folder into sharded Parquet with a manifest."""
+def command(
+    config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False, strict: Strict = False
+) -> None:
+    """Turn images into sharded Parquet with a manifest."""
     recipe = config.load_recipe(config_file, overrides or [])
+    if dry_run or strict:
+        found = survey(recipe)
+        _report_differences(found, strict=strict)
     if dry_run:
-        found = ingest.survey(recipe)
         print(recipe.to_yaml())
         print(describe_counts(found.counts()))
         print(f"\nwould write: {(runs.datasets(Storage(recipe.storage)) / recipe.data.name).url}")
@@ -30,6 +41,8 @@ def run(recipe: config.Recipe) -> PreparedData:
     """Prepare inside an open Ray session and say what came out."""
     data, written = ingest.prepare(recipe)
     manifest = data.manifest
+    for difference in manifest["differences"]:
+        say(f"prepare: warning: {recipe.data.source}: {difference}")
     say(f"prepare: {'wrote' if written else 'already there, nothing to do:'} {data.location.url}")
     if one_sided := manifest["not_trained"]:
         say(f"prepare: {len(one_sided)} training identities lack a modality, not trained on: {_first(one_sided)}")
@@ -38,6 +51,17 @@ def run(recipe: config.Recipe) -> PreparedData:
         say("prepare: the whole list is under set_aside in its manifest.json, and in each run's")
     print(describe_counts(manifest["counts"]))
     return data
+
+
+def _report_differences(found: Survey, *, strict: bool) -> None:
+    if strict and found.differences:
+        raise DataError(
+            f"{found.root.url}: {len(found.differences)} counts are not the published ones: "
+            + "; ".join(found.differences),
+            hint="unpack the release anew, or leave out --strict to prepare what is there",
+        )
+    for difference in found.differences:
+        say(f"prepare: warning: {difference}")
 
 
 def describe_counts(counts: dict[str, dict[str, object]]) -> str:

@@ -5,6 +5,9 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import pytest
 from PIL import Image
 
 from icre.errors import DataError, StorageError
-from pipelines import ingest
+from pipelines import ingest, prepare
 from pipelines.prepared import ImageCache, PreparedData
 from pipelines.storage import Storage
 
@@ -74,15 +77,99 @@ def test_preparing_again_does_nothing_and_a_new_folder_gives_the_same_bytes(reci
     assert other.hash == first.hash
 
 
-def test_a_changed_folder_replaces_the_data_set_and_leaves_no_shard_behind(recipes: Any, images: Path) -> None:
+def shard_bytes(data: PreparedData) -> dict[str, bytes]:
+    return {shard["file"]: (data.location / shard["file"]).read_bytes() for shard in data.manifest["shards"]}
+
+
+def test_a_removed_image_rewrites_its_own_shard_alone_and_leaves_no_shard_behind(recipes: Any, images: Path) -> None:
     first, _ = ingest.prepare(recipes(f"data.root={images}"))
-    victim = next(iter(sorted(source_files(images))))
+    before = shard_bytes(first)
+    victim = sorted(source_files(images))[0]
+    (holder,) = [file for file, content in before.items() if victim.encode() in content]
     (images / victim).unlink()
     second, written = ingest.prepare(recipes(f"data.root={images}"))
     assert written and second.hash != first.hash
-    assert victim not in {row["image"]["path"] for row in all_rows(second)}
-    on_disk = {f"shards/{name}" for name in (second.location / "shards").list()}
-    assert on_disk == {shard["file"] for shard in second.manifest["shards"]}
+    assert {row["image"]["path"] for row in all_rows(second)} == set(source_files(images))
+    after = shard_bytes(second)
+    assert {file: after.get(file) for file in before if file != holder} == {
+        file: content for file, content in before.items() if file != holder
+    }
+    assert holder not in after
+    assert {f"shards/{name}" for name in (second.location / "shards").list()} == set(after)
+
+
+def test_new_identities_and_images_become_new_shards(recipes: Any, images: Path, tmp_path: Path) -> None:
+    late, split = tmp_path / "late", json.loads((images / "split.json").read_text())
+    newcomer, richer = split["test"][0], split["train"][0]
+    moved = [*(images / "visible" / newcomer).iterdir(), *(images / "infrared" / newcomer).iterdir()]
+    moved.append(sorted((images / "visible" / richer).iterdir())[0])
+    for path in moved:
+        target = late / path.relative_to(images)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+    first, _ = ingest.prepare(recipes(f"data.root={images}"))
+    before = shard_bytes(first)
+    shutil.copytree(late, images, dirs_exist_ok=True)
+    second, written = ingest.prepare(recipes(f"data.root={images}"))
+    after = shard_bytes(second)
+    assert written and before.items() <= after.items()
+    added = [row for file in after.keys() - before.keys() for row in rows_of(second, file)]
+    assert {row["image"]["path"] for row in added} == {path.relative_to(images).as_posix() for path in moved}
+    assert {row["image"]["path"]: row["image"]["bytes"] for row in all_rows(second)} == source_files(images)
+    whole, _ = ingest.prepare(recipes(f"data.root={images}", "data.name=whole"))
+    assert second.manifest["counts"] == whole.manifest["counts"] and second.classes == whole.classes
+
+
+def rows_of(data: PreparedData, file: str) -> list[dict[str, Any]]:
+    return pq.ParquetFile((data.location / file).arrow()[1]).read().to_pylist()
+
+
+def test_a_new_split_or_size_rewrites_what_it_changes(recipes: Any, images: Path) -> None:
+    first, _ = ingest.prepare(recipes(f"data.root={images}"))
+    before = shard_bytes(first)
+    split = json.loads((images / "split.json").read_text())
+    split["test"].append(split["train"].pop())
+    (images / "split.json").write_text(json.dumps(split))
+    second, _ = ingest.prepare(recipes(f"data.root={images}"))
+    assert {row["identity"] for row in all_rows(second) if row["split"] == "test"} == set(split["test"])
+    after = shard_bytes(second)
+    assert before.items() & after.items() and len(all_rows(second)) == len(source_files(images))
+    smaller, _ = ingest.prepare(recipes(f"data.root={images}", "data.height=32", "data.width=32"))
+    assert not shard_bytes(smaller).keys() & after.keys()
+    assert len(all_rows(smaller)) == len(source_files(images))
+
+
+def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(recipes: Any, images: Path, tmp_path: Path) -> None:
+    # One identity a shard, so that there are many shards to be interrupted between.
+    options = (f"data.root={images}", "data.shard_mib=0.0001")
+    whole, _ = ingest.prepare(recipes(*options, "data.name=whole"))
+    recipe = recipes(*options, "data.name=broken")
+    file = tmp_path / "broken.yaml"
+    file.write_text(recipe.to_yaml())
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    location = Path(whole.location.url).with_name("broken")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.prepare", "--config", str(file)],
+        cwd=Path(__file__).resolve().parents[2],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 100
+    while len(list(location.glob("shards/*.json"))) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (location / "manifest.json").exists()
+    with pytest.raises(DataError, match="no prepared data set"):
+        PreparedData.open(Storage(location))
+    done = {path: path.stat().st_mtime_ns for path in location.glob("shards/*.parquet")}
+    receipts = [path for path in done if path.with_suffix(".json").exists()]
+    mended, _ = ingest.prepare(recipe)
+    assert shard_bytes(mended) == shard_bytes(whole) and mended.hash == whole.hash
+    assert len(receipts) >= 3 and all(path.stat().st_mtime_ns == done[path] for path in receipts)
+    assert sorted(p.name for p in location.glob("shards/*")) == sorted(Path(f).name for f in shard_bytes(whole))
 
 
 def test_other_sizes_and_modes_become_rgb_of_the_wanted_size(recipes: Any, images: Path) -> None:
@@ -135,6 +222,16 @@ def test_the_same_picture_under_two_identities_is_refused(recipes: Any, images: 
     with pytest.raises(DataError) as caught:
         ingest.prepare(recipes(f"data.root={images}"))
     assert files[0] in caught.value.message and other in caught.value.message
+
+
+def test_a_copy_within_an_identity_is_set_aside_and_names_its_original(recipes: Any, images: Path) -> None:
+    original = sorted(source_files(images))[0]
+    folder, name = original.rsplit("/", 1)
+    copy = f"{folder}/{name.split('_')[0]}_zzz.jpg"
+    shutil.copy(images / original, images / copy)
+    data, _ = ingest.prepare(recipes(f"data.root={images}"))
+    assert data.manifest["set_aside"] == {copy: f"the same file as {original}"}
+    assert {row["image"]["path"] for row in all_rows(data)} == source_files(images).keys() - {copy}
 
 
 def test_an_identity_that_lacks_a_modality_is_stored_but_not_trained_on(recipes: Any, images: Path) -> None:
@@ -232,3 +329,37 @@ def test_hugging_face_datasets_reads_the_shards_as_images(recipes: Any, monkeypa
     assert len(table) == data.labels.num_rows
     assert table[3]["image"].size == (32, 64)
     assert table[3]["identity"] == data.labels["identity"][3].as_py()
+
+
+def test_a_benchmark_layout_is_prepared_with_its_own_splits_and_named_differences(
+    recipes: Any, images: Path, tmp_path: Path, capsys: Any
+) -> None:
+    root = tmp_path / "SYSU"
+    pictures = iter(sorted(source_files(images)))
+    for pid in range(1, 7):
+        for cam in (1, 2, 3, 6):
+            target = root / f"cam{cam}/{pid:04d}/0001.jpg"
+            target.parent.mkdir(parents=True)
+            shutil.copy(images / next(pictures), target)
+    (root / "exp").mkdir()
+    for name, ids in {"train": "1,2,3", "val": "4", "test": "5,6"}.items():
+        (root / f"exp/{name}_id.txt").write_text(ids)
+    options = ("data.source=sysu", f"data.root={root}", "data.split={val: 0}")
+    with pytest.raises(DataError, match="395 published"):
+        prepare.command(None, [f"storage={tmp_path / 'strict'}", *options], strict=True)
+    assert not (tmp_path / "strict").exists()
+
+    data, _ = ingest.prepare(recipes(*options))
+    assert {(row["split"], row["identity"]) for row in all_rows(data)} == {
+        *(("train", f"{pid:04d}") for pid in (1, 2, 3, 4)),
+        *(("test", f"{pid:04d}") for pid in (5, 6)),
+    }
+    assert {(row["modality"], row["camera"]) for row in all_rows(data)} == {
+        ("visible", "1"),
+        ("visible", "2"),
+        ("infrared", "3"),
+        ("infrared", "6"),
+    }
+    assert data.manifest["source"] == "sysu" and {row["source"] for row in all_rows(data)} == {"sysu"}
+    assert any("training identities: 4 found, 395 published" in line for line in data.manifest["differences"])
+    assert data.classes == ["0001", "0002", "0003", "0004"]
