@@ -13,7 +13,7 @@ import typer
 
 from icre import config
 from icre.ablation import TABLES, Variant
-from icre.errors import ConfigError, DataError, TrainingError, UserError
+from icre.errors import ConfigError, TrainingError
 from pipelines import evaluate, prepare, runs, synthesize, train
 from pipelines.ablation_table import Entry, ablation_table_markdown
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
@@ -136,7 +136,7 @@ def _result(trial: Trial) -> dict[str, Any]:
     if written.exists():
         found: dict[str, Any] = written.read_json()
         return found
-    if not (trial.run.location / "config.yaml").exists():
+    if not (trial.run.location / "manifest.json").exists():
         train.start(trial.recipe, trial.run.name)
     if trial.run.state != "finished":
         train.execute(trial.run)
@@ -145,14 +145,8 @@ def _result(trial: Trial) -> dict[str, Any]:
 
 def _check_reusable(trial: Trial, data: PreparedData) -> None:
     """Raises UserError when the run exists with another recipe or other data than the table's."""
-    if not (trial.run.location / "config.yaml").exists():
-        return
-    hint = "give the table another name=, or remove the run"
-    differing = sorted(config.differences(trial.run.recipe, train.as_started(trial.recipe)))
-    if differing:
-        raise UserError(f"run {trial.run.name} exists with other settings: {', '.join(differing)}", hint=hint)
-    if trial.run.manifest["data"]["hash"] != data.hash:
-        raise DataError(f"run {trial.run.name} exists with other images in {data.location.url}", hint=hint)
+    if (trial.run.location / "manifest.json").exists():
+        train.check_same(trial.run, trial.recipe, data)
 
 
 def _variants(table: str, only: Sequence[str]) -> list[Variant]:

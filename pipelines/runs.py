@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,12 +27,17 @@ import torch
 import yaml
 
 from icre import config
-from icre.errors import DataError, UserError
+from icre.errors import DataError, UserError, WeightsError
 from icre.training import checkpoint
 from pipelines.prepared import PreparedData
 from pipelines.storage import Storage
 
 PACKAGES = ("torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "pydantic", "safetensors")
+
+
+def print_warning(message: str) -> None:
+    """On standard error, which for a worker is its log."""
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,33 @@ class Run:
                     (source / file).download(local / file)
             yield local, checkpoint.read_meta(local)
 
+    @contextlib.contextmanager
+    def newest_checkpoint(
+        self, warn: Callable[[str], None] = print_warning
+    ) -> Iterator[tuple[Path, dict[str, Any]] | None]:
+        """The checkpoint that training goes on from: ``last``, or the newest intact one before it; None before any.
+
+        A damaged one is passed over with a warning. Raises WeightsError when there are checkpoints and all are damaged.
+        """
+        last = self.reference("last")
+        if last is None:
+            yield None
+            return
+        names = [name for name in (self.location / "checkpoints").list() if name.startswith("step-") and name <= last]
+        with contextlib.ExitStack() as stack:
+            for name in sorted({last, *names}, reverse=True):
+                try:
+                    found = stack.enter_context(self.checkpoint(name))
+                except (WeightsError, DataError) as error:
+                    warn(f"checkpoint {name} of run {self.name} is passed over: {error.message}")
+                    continue
+                yield found
+                return
+        raise WeightsError(
+            f"run {self.name}: all its checkpoints are damaged: {', '.join(sorted({last, *names}))}",
+            hint="restore one of them from a copy of the storage, or start a new run",
+        )
+
 
 def datasets(storage: Storage) -> Storage:
     """Where prepared data sets live."""
@@ -128,7 +160,7 @@ def create_run(recipe: config.Recipe, name: str | None, data: PreparedData) -> R
     """A new run folder with config.yaml and manifest.json. Raises UserError when the name is taken."""
     name = name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     run = Run(runs(Storage(recipe.storage)) / name)
-    if (run.location / "config.yaml").exists():
+    if (run.location / "manifest.json").exists():
         raise UserError(
             f"run {name} exists at {run.location.url}",
             hint="give another --run name, or leave it out for one made of the date and time",
@@ -140,17 +172,24 @@ def create_run(recipe: config.Recipe, name: str | None, data: PreparedData) -> R
 
 def open_run(storage: Storage, name: str) -> Run:
     """An existing run; ``latest`` is the one that was started last. Raises DataError when there is none."""
+    found = newest_first(storage)
+    if name == "latest" and found:
+        return found[0]
+    by_name = {run.name: run for run in found}
+    if name not in by_name:
+        raise DataError(
+            f"no run {name!r} in {runs(storage).url}",
+            hint=f"runs there: {', '.join(sorted(by_name)) or 'none'}; start one with `icre train`",
+        )
+    return by_name[name]
+
+
+def newest_first(storage: Storage) -> list[Run]:
+    """All runs, the one that was started last first."""
     folder = runs(storage)
     names = folder.list() if folder.exists() else []
-    started = {n: Run(folder / n) for n in names if (folder / n / "manifest.json").exists()}
-    if name == "latest" and started:
-        return max(started.values(), key=lambda run: str(run.manifest["created"]))
-    if name not in started:
-        raise DataError(
-            f"no run {name!r} in {folder.url}",
-            hint=f"runs there: {', '.join(sorted(started)) or 'none'}; start one with `icre train`",
-        )
-    return started[name]
+    started = [Run(folder / n) for n in names if (folder / n / "manifest.json").exists()]
+    return sorted(started, key=lambda run: str(run.manifest["created"]), reverse=True)
 
 
 def provenance(recipe: config.Recipe, data: PreparedData) -> dict[str, Any]:

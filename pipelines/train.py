@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +18,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from icre import config
 from icre.data.plan import plan_epoch
 from icre.data.records import MODALITIES
-from icre.errors import ConfigError, DataError, IcreError, TrainingError
+from icre.errors import ConfigError, DataError, IcreError, TrainingError, UserError
+from icre.training.checkpoint import progress_of
 from pipelines import runs
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.networks import initial_network
@@ -30,18 +31,36 @@ from pipelines.session import Demand, ray_session, upload_logs
 from pipelines.storage import Storage
 from pipelines.trainer import Job, train_worker
 
+Resume = Annotated[
+    str,
+    typer.Option(
+        "--resume",
+        help="never: a new run. auto: the newest unfinished run of this recipe (or --run) goes on, else a new one. "
+        "Or the name of the run that goes on, by its own recipe.",
+    ),
+]
 NewRun = Annotated[str | None, typer.Option("--run", help="Name of the new run. None: <name>-<date>-<time>.")]
 
 
 def command(
-    config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False, run: NewRun = None
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    run: NewRun = None,
+    resume: Resume = "never",
 ) -> None:
     """Train on a prepared data set; checkpoints and metrics land in the run folder."""
     recipe = config.load_recipe(config_file, overrides or [])
+    unfinished = to_resume(recipe, run, resume, overrides or [])
     if dry_run:
-        print(plan(recipe, run))
+        print(plan(recipe, run) if unfinished is None else describe_resumption(unfinished))
         return
-    started = start(recipe, run)
+    if unfinished is None:
+        started = start(recipe, run)
+    else:
+        started = unfinished
+        say(describe_resumption(started))
+    recipe = started.recipe
     with ray_session_for(started, Demand.of_training(recipe.train)):
         execute(started)
     say(f"train: finished; next: icre evaluate --run {started.name} storage={recipe.storage}")
@@ -90,6 +109,78 @@ def start(recipe: config.Recipe, name: str | None) -> Run:
     run = runs.create_run(recipe, name, data)
     say(f"train: run {run.name}, its recipe:\n{textwrap.indent(recipe.to_yaml(), '  ')}")
     return run
+
+
+def to_resume(recipe: config.Recipe, name: str | None, resume: str, overrides: Sequence[str]) -> Run | None:
+    """The run that goes on, None for a new one. Raises UserError for a run that is finished or is another's.
+
+    resume: never, auto, or a run's name; name: of ``--run``.
+    """
+    if resume == "never":
+        return None
+    storage = Storage(recipe.storage)
+    if resume == "auto":
+        return _unfinished(recipe, storage) if name is None else _unfinished_named(recipe, storage, name)
+    if name not in (None, resume):
+        raise UserError(
+            f"--run {name} with --resume {resume}", hint="a run that goes on keeps its name: leave out --run"
+        )
+    run = runs.open_run(storage, resume)
+    # Its own recipe counts; an override that says something else is a mistake, and so is one that it does not know.
+    asked = config.override(run.recipe, [*overrides, f"storage={recipe.storage}"], where=f"run {run.name}")
+    check_same(run, asked, open_data(asked))
+    _refuse_finished(run)
+    return run
+
+
+def check_same(run: Run, recipe: config.Recipe, data: PreparedData) -> None:
+    """Raises UserError when ``run`` exists with another recipe or other images."""
+    hint = "give the new run another name, or remove this one"
+    differing = sorted(_differing(run, recipe))
+    if differing:
+        raise UserError(f"run {run.name} exists with other settings: {', '.join(differing)}", hint=hint)
+    if run.manifest["data"]["hash"] != data.hash:
+        raise DataError(f"run {run.name} exists with other images in {data.location.url}", hint=hint)
+
+
+def describe_resumption(run: Run) -> str:
+    """One line: which run goes on, and from where. Warns of checkpoints that are damaged."""
+    with run.newest_checkpoint() as found:
+        step = 0 if found is None else progress_of(found[1]).step
+    total = run.recipe.train.epochs * steps_per_epoch(run.recipe, open_data(run.recipe))
+    return f"train: run {run.name} goes on from step {step} of {total}"
+
+
+def _unfinished(recipe: config.Recipe, storage: Storage) -> Run | None:
+    """The newest run of exactly this recipe and these images, if it is not finished."""
+    data = open_data(recipe)
+    for run in runs.newest_first(storage):
+        if not _differing(run, recipe) and run.manifest["data"]["hash"] == data.hash:
+            return None if run.state == "finished" else run
+    return None
+
+
+def _differing(run: Run, recipe: config.Recipe) -> set[str]:
+    # Where the storage is, and how it is written, is not a setting of the training.
+    return config.differences(run.recipe, as_started(recipe)).keys() - {"storage"}
+
+
+def _unfinished_named(recipe: config.Recipe, storage: Storage, name: str) -> Run | None:
+    run = Run(runs.runs(storage) / name)
+    if not (run.location / "manifest.json").exists():
+        return None
+    check_same(run, recipe, open_data(recipe))
+    _refuse_finished(run)
+    return run
+
+
+def _refuse_finished(run: Run) -> None:
+    # Ray Train would restore the finished job from its own snapshot, train nothing and report success.
+    if run.state == "finished":
+        raise UserError(
+            f"run {run.name} is finished: there is nothing left to train",
+            hint=f"evaluate it with `icre evaluate --run {run.name}`, or start a new run under another name",
+        )
 
 
 @contextlib.contextmanager

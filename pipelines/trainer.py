@@ -111,7 +111,7 @@ class _Worker:
 
     @classmethod
     def start(cls, recipe: config.Recipe, run: Run, data: PreparedData, *, rank: int, device: torch.device) -> _Worker:
-        """Build everything, load the last checkpoint if the run has one, and join the process group."""
+        """Build everything, load the newest checkpoint if the run has one, and join the process group."""
         network = initial_network(recipe, classes=len(data.classes))
         if recipe.train.sync_batch_norm and distributed.world_size() > 1:
             distributed.synchronise_batch_norm(network)
@@ -119,8 +119,7 @@ class _Worker:
         compute.arrange(network, recipe.compute)
         optimizer = build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision)
         worker = cls(recipe, run, data, network, optimizer, rank=rank, device=device)
-        if run.reference("last") is not None:
-            worker._resume()
+        worker._resume()
         if recipe.compute.compile:
             compute.compile_network(network, device)
         if distributed.world_size() > 1:
@@ -198,7 +197,10 @@ class _Worker:
         }
 
     def _resume(self) -> None:
-        with self.run.checkpoint("last") as (folder, meta):
+        with self.run.newest_checkpoint() as found:
+            if found is None:
+                return
+            folder, meta = found
             checkpoint.load_network(self.network, folder)
             checkpoint.load_optimizer(self.optimizer, folder)
             checkpoint.load_scaler(self.scaler, meta)

@@ -215,6 +215,74 @@ def test_a_run_name_is_used_once(one_worker: Run) -> None:
         train.start(one_worker.recipe, "one")
 
 
+def stop_after_the_first_checkpoint(recipe: config.Recipe, name: str) -> Run:
+    """A run whose driver died after step 6 of 12: its folder as it was then."""
+    run = trained(recipe, name)
+    (run.location / "checkpoints" / "step-00000012").delete()
+    run.point("last", "step-00000006")
+    run.write_metrics([row for row in run.metrics() if row["step"] <= 6])
+    # What Ray keeps beside them is of the job that ended.
+    for entry in (run.location / "checkpoints").list():
+        if entry not in ("last", "best", "step-00000006"):
+            (run.location / "checkpoints" / entry).delete()
+    run.write_status("running")
+    return run
+
+
+def test_an_unfinished_run_goes_on_and_a_finished_one_is_refused(
+    one_worker: Run, module_recipes: Any, tmp_path: Path
+) -> None:
+    storage = f"storage={tmp_path / 'storage'}"
+    recipe, changed = module_recipes(storage), module_recipes(storage, "optimizer.lr=0.5")
+    prepare.run(recipe)
+    assert train.to_resume(recipe, None, "auto", []) is None
+    run = stop_after_the_first_checkpoint(recipe, "broken")
+    assert train.to_resume(changed, None, "auto", []) is None
+    with pytest.raises(UserError, match=r"other settings: optimizer\.lr\s"):
+        train.to_resume(changed, "broken", "auto", [])
+    with pytest.raises(UserError, match=r"other settings: optimizer\.lr\s"):
+        train.to_resume(recipe, None, "broken", ["optimizer.lr=0.5"])
+    for name, resume in ((None, "auto"), ("broken", "auto"), (None, "broken")):
+        assert train.to_resume(recipe, name, resume, [storage]) == run
+    assert "from step 6 of 12" in train.describe_resumption(run)
+    train.execute(run)
+    assert numbers(run) == numbers(one_worker)
+    mine, theirs = weights(run), weights(one_worker)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert train.to_resume(recipe, None, "auto", []) is None
+    with pytest.raises(UserError, match="broken is finished"):
+        train.to_resume(recipe, "broken", "auto", [])
+    with pytest.raises(UserError, match="broken is finished"):
+        train.to_resume(recipe, None, "broken", [])
+    with pytest.raises(DataError, match="'never-was'"):
+        train.to_resume(recipe, None, "never-was", [])
+    with pytest.raises(UserError, match="--run other"):
+        train.to_resume(recipe, "other", "broken", [])
+
+
+def test_training_goes_on_from_the_newest_intact_checkpoint(one_worker: Run) -> None:
+    path = one_worker.location / "checkpoints" / "step-00000012" / "optimizer.pt"
+    older = one_worker.location / "checkpoints" / "step-00000006" / "model.safetensors"
+    content, older_content = path.read_bytes(), older.read_bytes()
+    warnings: list[str] = []
+    try:
+        path.write_bytes(content[:-1])
+        with one_worker.newest_checkpoint(warnings.append) as found:
+            assert found is not None and found[1]["progress"]["step"] == 6
+        assert len(warnings) == 1 and "step-00000012" in warnings[0]
+        older.write_bytes(bytes(len(older_content)))
+        with (
+            pytest.raises(WeightsError, match="step-00000006, step-00000012"),
+            one_worker.newest_checkpoint(warnings.append),
+        ):
+            pass
+    finally:
+        path.write_bytes(content)
+        older.write_bytes(older_content)
+    with one_worker.newest_checkpoint(warnings.append) as found:
+        assert found is not None and found[1]["progress"]["step"] == 12
+
+
 def test_a_checkpoint_that_is_damaged_or_absent_is_refused(one_worker: Run) -> None:
     recipe = one_worker.recipe
     with pytest.raises(DataError, match="step-9"):
