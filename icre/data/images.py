@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from PIL import ExifTags, Image, ImageOps
 
 MIN_SIDE = 16
@@ -43,7 +44,20 @@ def fit_image(data: bytes, *, height: int, width: int, jpeg_quality: int) -> byt
 
 
 def decode(data: Any) -> np.ndarray:
-    """(height, width, 3) uint8 RGB from the encoded bytes of a prepared image (any buffer)."""
+    """(height, width, 3) uint8 RGB from the encoded bytes of a prepared image (any buffer): what Pillow makes of them.
+
+    A JPEG goes through simplejpeg, which is faster than Pillow and gives the same pixels, as both are libjpeg-turbo
+    with its accurate inverse DCT and smooth chroma upsampling. What that refuses, Pillow decodes: other formats, and
+    JPEGs with stray bytes, which some cameras write.
+    """
+    try:
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        return _decode_by_pillow(data)
+    return pixels
+
+
+def _decode_by_pillow(data: Any) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 

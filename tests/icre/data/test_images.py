@@ -200,3 +200,62 @@ def test_decoding_takes_any_buffer(mode: str) -> None:
     expected = np.asarray(picture(WIDTH, HEIGHT, mode).convert("RGB"))
     for buffer in (data, bytearray(data), memoryview(data)):
         assert np.array_equal(decode(buffer), expected)
+
+
+def noise(mode: str, width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
+    """Smooth below, hard edges and all colours above: rounding anywhere in a decoder shows."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels[height // 2 :] = np.linspace(0, 255, width)[:, None]
+    return Image.fromarray(pixels).convert(mode)
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (31, 67)])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("quality", [40, 95])
+@pytest.mark.parametrize(
+    "options", [{"subsampling": s} for s in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")] + [{"keep_rgb": 1}]
+)
+def test_a_colour_jpeg_decodes_as_pillow_does_bit_for_bit(
+    size: tuple[int, int], progressive: bool, quality: int, options: dict[str, object]
+) -> None:
+    data = encode(noise("RGB", *size), "JPEG", quality=quality, progressive=progressive, **options)
+    assert np.array_equal(decode(data), by_pillow(data))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_gray_jpeg_decodes_as_pillow_does_bit_for_bit(progressive: bool) -> None:
+    data = encode(noise("L"), "JPEG", quality=95, progressive=progressive)
+    pixels = decode(data)
+    assert pixels.shape == (HEIGHT, WIDTH, 3)
+    assert np.array_equal(pixels, by_pillow(data))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_what_was_fitted_decodes_as_pillow_does_bit_for_bit(mode: str) -> None:
+    fitted = fit(encode(noise(mode, 90, 150), "JPEG"))
+    assert np.array_equal(decode(fitted), by_pillow(fitted))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_with_stray_bytes_that_was_kept_still_decodes(mode: str) -> None:
+    whole = encode(noise(mode), "JPEG", quality=95)
+    stray = whole[:-2] + bytes(8) + whole[-2:]
+    assert fit(stray) is stray
+    assert np.array_equal(decode(stray), by_pillow(stray))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_other_formats_decode_too(kind: str, mode: str) -> None:
+    data = encode(noise(mode), kind)
+    assert np.array_equal(decode(data), by_pillow(data))
+
+
+def test_decoding_what_is_no_image_is_an_error() -> None:
+    with pytest.raises(OSError):
+        decode(b"no picture\n" * 40)
