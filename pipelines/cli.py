@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines import ablate, demo, evaluate, prepare, report, show_config, show_model, synthesize, train
+from pipelines import ablate, demo, evaluate, inspect_data, prepare, report, show_config, show_model, synthesize, train
 from pipelines.command import new_app, run_app
 
 app = new_app()
@@ -15,6 +15,7 @@ app.command("ablate")(ablate.command)
 app.command("report")(report.command)
 app.command("model")(show_model.command)
 app.add_typer(show_config.app, name="config", help="Show the resolved recipe, or the schema of every key.")
+app.add_typer(inspect_data.app, name="data", help="Look into a prepared data set.")
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from icre.training import checkpoint
 from pipelines.prepared import PreparedData
 from pipelines.storage import Storage
 
-PACKAGES = ("torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "pydantic", "safetensors")
+PACKAGES = ("torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "simplejpeg", "pydantic", "safetensors")
 
 
 def print_warning(message: str) -> None:
