@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,8 +46,8 @@ def train_step(
     global rows; the metric loss sees the gathered features, so it already is the global one.
     ``scaler`` is needed for fp16 (:func:`icre.training.compute.gradient_scaler`): it skips the update where a gradient
     overflowed, on all workers alike, for what it looks at are the gradients after their mean over the workers.
-    Raises TrainingError when the loss is not finite; the weights are then those before the step. ValueError: fp16
-    without a ``scaler``.
+    Raises TrainingError when the loss or its gradient is not finite; the weights are then those before the step.
+    ValueError: fp16 without a ``scaler``.
     """
     if scaler is None:
         if recipe.compute.precision == "fp16":
@@ -66,7 +67,7 @@ def train_step(
         output = accumulation.outputs_of_parts(model, forward, images, batch.infrared, parts)
     terms = loss_terms(output, batch, recipe)
     values = _mean_over_workers(terms)
-    _refuse_not_finite(values, batch)
+    _refuse_not_finite("loss", values, batch)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(terms["loss"]).backward()  # type: ignore[no-untyped-call]
     if parts > 1:
@@ -74,6 +75,8 @@ def train_step(
     if recipe.optimizer.max_grad_norm is not None:
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
+    if not scaler.is_enabled():  # a scaler skips such an update by itself
+        _refuse_not_finite("gradient", {"norm": _gradient_norm(model)}, batch)
     scaler.step(optimizer)
     scaler.update()
     return values
@@ -126,11 +129,16 @@ def _mean_over_workers(terms: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(terms, stacked.tolist(), strict=True))
 
 
-def _refuse_not_finite(values: dict[str, float], batch: Batch) -> None:
-    # The mean is the same on every worker, so all of them stop here together and none waits for the others.
-    if all(torch.isfinite(torch.tensor(list(values.values())))):
+def _gradient_norm(model: nn.Module) -> float:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
+
+
+def _refuse_not_finite(what: str, values: dict[str, float], batch: Batch) -> None:
+    # Loss and gradient are means over the workers, so all of them stop here together and none waits for the others.
+    if all(map(math.isfinite, values.values())):
         return
     raise TrainingError(
-        f"the loss is not finite: {values}; rows of this worker's batch: {batch.rows.tolist()}",
+        f"the {what} is not finite: {values}; rows of this worker's batch: {batch.rows.tolist()}",
         hint="lower optimizer.lr or lengthen schedule.warmup_epochs; check the images of these rows",
     )

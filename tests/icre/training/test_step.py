@@ -153,3 +153,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(settings: dict[str, A
         assert torch.equal(p.nan_to_num(), before[n].nan_to_num()), n
     for key, values in optimizer.state_dict()["state"].items():
         assert torch.equal(values["momentum_buffer"], state["state"][key]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(clip: float | None, factor: float) -> None:
+    recipe = tiny_recipe(optimizer={"max_grad_norm": clip})
+    network = tiny_network(recipe)
+    optimizer = build_optimizer(network, recipe.optimizer)
+    network.get_parameter("backbone.layer2.0.conv1.weight").register_hook(lambda gradient: gradient * factor)
+    before = {n: p.detach().clone() for n, p in network.named_parameters()}
+    with pytest.raises(TrainingError, match="the gradient is not finite"):
+        train_step(network, optimizer, Pixels.random().batch(recipe, step=0), recipe=recipe, epoch=0)
+    assert all(torch.equal(p, before[n]) for n, p in network.named_parameters())
+    assert not optimizer.state_dict()["state"]
