@@ -18,7 +18,7 @@ from icre import config
 from icre.data import images
 from icre.data.records import MODALITIES, SPLITS, Record
 from icre.errors import UserError
-from icre.figures.contact_sheet import ContactRow, Tile, contact_sheet
+from icre.figures import ContactRow, Tile, contact_sheet
 from pipelines.command import ConfigFile, Overrides, new_app, run_command, say
 from pipelines.metric_table import SYNTHETIC, markdown_line
 from pipelines.prepare import describe_counts

@@ -59,7 +59,7 @@ def contact_sheet(rows: Sequence[ContactRow], *, title: str) -> Figure:
         _write(axes, left, MARGIN + TITLE, modality, size=8, weight="bold", color=style.MUTED)
     for number, row in enumerate(rows):
         y = top + number * row_height
-        _write(axes, MARGIN, y, _short(row.identity, 12), size=8, weight="bold")
+        _write(axes, MARGIN, y, style.shortened(row.identity, 12), size=8, weight="bold")
         _write(axes, MARGIN, y + 24, row.split, size=7, color=style.MUTED)
         for left, tiles in zip(lefts, (row.visible, row.infrared), strict=True):
             for place, shown in enumerate(tiles):
@@ -80,7 +80,7 @@ def _place(axes: Axes, shown: Tile, left: int, top: int, size: tuple[int, int]) 
     extent = (left, left + size[0], top + size[1], top)
     # Above the text: a wide name goes behind its neighbour.
     axes.imshow(shown.image, extent=extent, aspect="auto", interpolation="nearest", zorder=4)
-    camera = _short(f"cam {shown.camera}", (size[0] + GAP) // 9)
+    camera = style.shortened(f"cam {shown.camera}", (size[0] + GAP) // 9)
     _write(axes, left + size[0] / 2, top + size[1] + 4, camera, size=6.5, color=style.MUTED, ha="center")
 
 
@@ -96,7 +96,3 @@ def _write(
     ha: str = "left",
 ) -> None:
     axes.text(x, y, text, ha=ha, va="top", size=size, color=color, weight=weight, parse_math=False)
-
-
-def _short(name: str, limit: int) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -116,7 +116,7 @@ def _broken(path: str) -> str:
 
 
 def _caption(shown: Shown) -> tuple[str, str]:
-    camera = f"cam {textwrap.shorten(shown.camera, 9, placeholder='…')}"
+    camera = f"cam {style.shortened(shown.camera, 9)}"
     if shown.distance is None:
-        return textwrap.shorten(shown.identity, 12, placeholder="…"), camera
+        return style.shortened(shown.identity, 12), camera
     return f"{'✓' if shown.match else '✗'} {shown.distance:.3f}", camera

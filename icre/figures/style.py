@@ -111,3 +111,8 @@ def encode(figure: Figure, kind: Literal["svg", "webp"]) -> bytes:
         else:
             figure.savefig(sink, format="webp", dpi=220, pil_kwargs={"quality": 88})
     return sink.getvalue()
+
+
+def shortened(name: str, limit: int) -> str:
+    """``name``, or its beginning and an ellipsis, in ``limit`` characters at most."""
+    return name if len(name) <= limit else name[: limit - 1] + "…"
