@@ -155,7 +155,11 @@ def _unfinished(recipe: config.Recipe, storage: Storage) -> Run | None:
     """The newest run of exactly this recipe and these images, if it is not finished."""
     data = open_data(recipe)
     for run in runs.newest_first(storage):
-        if not _differing(run, recipe) and run.manifest["data"]["hash"] == data.hash:
+        try:
+            differing = _differing(run, recipe)
+        except ConfigError:
+            continue  # the recipe of another version, in words that this one does not know
+        if not differing and run.manifest["data"]["hash"] == data.hash:
             return None if run.state == "finished" else run
     return None
 

@@ -238,6 +238,9 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_refused(
     assert train.to_resume(recipe, None, "auto", []) is None
     run = stop_after_the_first_checkpoint(recipe, "broken")
     assert train.to_resume(changed, None, "auto", []) is None
+    foreign = runs.runs(Storage(recipe.storage)) / "foreign"
+    (foreign / "config.yaml").write_text("train: {epohcs: 3}")
+    (foreign / "manifest.json").write_json({"created": runs.now()})
     with pytest.raises(UserError, match=r"other settings: optimizer\.lr\s"):
         train.to_resume(changed, "broken", "auto", [])
     with pytest.raises(UserError, match=r"other settings: optimizer\.lr\s"):
