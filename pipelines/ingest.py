@@ -125,7 +125,8 @@ def _without_copies(found: Survey, digests: dict[str, str]) -> Survey:
     copies = {}
     for record in found.records:
         original = first.setdefault((record.pid, record.modality, digests[record.path]), record.path)
-        if original != record.path:
+        # Equal files that are no picture are unreadable, each of them, and count as such.
+        if original != record.path and _is_picture((found.root / record.path).read_bytes()):
             copies[record.path] = f"the same file as {original}"
     records = [record for record in found.records if record.path not in copies]
     return replace(found, records=records, set_aside=found.set_aside | copies)

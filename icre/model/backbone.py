@@ -147,7 +147,7 @@ class BasicBlock(nn.Module):
         """Map ``B x inputs x h x w`` to ``expansion`` times ``width`` channels, h and w over the strides."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        out: Tensor = self.relu(y + self.downsample(x))
+        out: Tensor = self.relu(y.add_(self.downsample(x)))
         return out
 
 
@@ -173,7 +173,7 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        out: Tensor = self.relu(y + self.downsample(x))
+        out: Tensor = self.relu(y.add_(self.downsample(x)))
         return out
 
 

@@ -35,7 +35,7 @@ class Align(nn.Module):
         """``x_BCHW`` of any size to ``B x d x h x w``, with (h, w) = ``size``."""
         # Pooling first: the convolution then works on up to 16 times fewer places.
         pooled = F.adaptive_avg_pool2d(x_BCHW, size)
-        return F.relu(self.bn(self.conv(pooled)))
+        return F.relu(self.bn(self.conv(pooled)), inplace=True)
 
 
 class SpatialMask(nn.Module):
@@ -95,4 +95,4 @@ class MPFR(nn.Module):
         masks = self.mask(aligned)
         weighted = [a * masks[:, i : i + 1] for i, a in enumerate(aligned)]
         joined = sum(weighted[1:], weighted[0]) if self.fusion == "sum" else torch.cat(weighted, dim=1)
-        return Refined(F.relu(self.bn(self.fuse(joined))), masks)
+        return Refined(F.relu(self.bn(self.fuse(joined)), inplace=True), masks)

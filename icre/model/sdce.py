@@ -121,7 +121,8 @@ class ResidualOutput(nn.Module):
 
     def forward(self, x4_BCHW: Tensor, z_BdHW: Tensor) -> Tensor:
         """E, of the shape of X4."""
-        return F.relu(x4_BCHW + self.bn0(self.conv(z_BdHW)))
+        # In place: the map is large, and no gradient needs the batch norm's output.
+        return F.relu(self.bn0(self.conv(z_BdHW)).add_(x4_BCHW), inplace=True)
 
 
 def _position(dim: int, grid: tuple[int, int]) -> nn.Parameter:
