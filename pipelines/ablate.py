@@ -151,10 +151,12 @@ def _check_reusable(trial: Trial, data: PreparedData) -> None:
 
 def _variants(table: str, only: Sequence[str]) -> list[Variant]:
     if table not in TABLES:
-        raise ConfigError(f"--table {table}", hint=f"the tables are {', '.join(TABLES)}")
+        raise ConfigError(f"--table {table}: there is no such table", hint=f"the tables are {', '.join(TABLES)}")
     names = [variant.name for variant in TABLES[table]]
     if unknown := sorted(set(only) - set(names)):
-        raise ConfigError(f"--only {unknown}", hint=f"the variants of {table}: {'; '.join(names)}")
+        raise ConfigError(
+            f"--only {unknown}: {table} has no such variant", hint=f"the variants of {table}: {'; '.join(names)}"
+        )
     return [variant for variant in TABLES[table] if not only or variant.name in only]
 
 

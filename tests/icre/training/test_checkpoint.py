@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,6 @@ from icre.training.optimizer import build_optimizer, set_learning_rate
 
 ADAM = {"name": "adam", "lr": 1e-3, "backbone_lr": 1e-3}
 PROGRESS = Progress(step=2, best_metric=0.1 + 0.2, best_step=1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def begin(recipe: Recipe) -> tuple[ICRENetwork, torch.optim.Optimizer]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,6 @@ from icre.training.optimizer import build_optimizer
 from icre.training.step import augmentation_spec, train_step
 
 PLAIN = {"pad": 0, "flip": 0, "erase": 0, "grayscale": 0, "channel_exchange": 0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def one_step(recipe: Recipe, *, epoch: int = 0) -> tuple[dict[str, float], dict[str, Tensor]]:
