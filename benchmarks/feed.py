@@ -17,10 +17,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -30,8 +30,9 @@ from icre.data import plan
 from icre.data.images import decode
 from icre.data.synthetic import SyntheticSpec, generate
 from pipelines import ingest
+from pipelines.caches import EncodedCache
 from pipelines.feed import Feed
-from pipelines.prepared import ImageCache, PreparedData
+from pipelines.prepared import PreparedData
 from pipelines.session import Demand, ray_session
 from pipelines.storage import Storage
 
@@ -61,14 +62,14 @@ def main() -> None:
 
 
 def _by_feed(recipe: config.Recipe, data: PreparedData, options: argparse.Namespace) -> float:
-    feed = Feed(data.location.url, recipe, options.steps, 0, 1)
+    feed = Feed(data, recipe, options.steps, 0, 1)
     batches = feed.batches(start=0, stop=WARM_UP_STEPS + options.steps, device=CPU)
     return _images_per_second((len(batch.rows) for batch in batches), recipe)
 
 
 def _by_loader(recipe: config.Recipe, data: PreparedData, options: argparse.Namespace) -> float:
     loader: DataLoader[Tensor] = DataLoader(
-        _Images(data.location.url),
+        _Images(data.location.url, options.height, options.width),
         batch_sampler=_planned(recipe, data, WARM_UP_STEPS + options.steps),
         num_workers=options.processes,
         multiprocessing_context="spawn",
@@ -79,8 +80,8 @@ def _by_loader(recipe: config.Recipe, data: PreparedData, options: argparse.Name
 def _by_decoding(recipe: config.Recipe, data: PreparedData, options: argparse.Namespace) -> float:
     batches = _planned(recipe, data, WARM_UP_STEPS + options.steps)
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        locations = [data.location.url] * len(batches)
-        return _images_per_second(pool.map(_decode_rows, locations, batches), recipe)
+        work = partial(_decode_rows, data.location.url, options.height, options.width)
+        return _images_per_second(pool.map(work, batches), recipe)
 
 
 def _images_per_second(sizes: Iterator[int], recipe: config.Recipe) -> float:
@@ -105,27 +106,28 @@ def _planned(recipe: config.Recipe, data: PreparedData, steps: int) -> list[list
     return [step.ravel().tolist() for step in rows]
 
 
-_CACHES: dict[str, ImageCache] = {}
+_CACHES: dict[str, EncodedCache] = {}
 
 
-def _cache(location: str) -> ImageCache:
+def _cache(location: str) -> EncodedCache:
     if location not in _CACHES:
-        _CACHES[location] = ImageCache(PreparedData.open(Storage(location)))
+        _CACHES[location] = EncodedCache(PreparedData.open(Storage(location)))
     return _CACHES[location]
 
 
-def _decode_rows(location: str, rows: list[int]) -> int:
+def _decode_rows(location: str, height: int, width: int, rows: list[int]) -> int:
     for row in rows:
-        decode(_cache(location)[row])
+        decode(_cache(location)[row], height=height, width=width)
     return len(rows)
 
 
 class _Images(Dataset[Tensor]):
-    def __init__(self, location: str) -> None:
-        self.location = location
+    def __init__(self, location: str, height: int, width: int) -> None:
+        self.location, self.height, self.width = location, height, width
 
     def __getitem__(self, row: int) -> Tensor:
-        return torch.from_numpy(np.array(decode(_cache(self.location)[row]))).permute(2, 0, 1)
+        pixels = decode(_cache(self.location)[row], height=self.height, width=self.width)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _recipe(scratch: Path, options: argparse.Namespace) -> config.Recipe:

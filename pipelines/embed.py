@@ -18,13 +18,13 @@ from pipelines.networks import load_network
 from pipelines.prepared import PreparedData
 
 
-def embed(
-    run_url: str, checkpoint: str, data: PreparedData, split: SplitName, settings: config.Evaluation
-) -> torch.Tensor:
+def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe) -> torch.Tensor:
     """(n, D) float32 retrieval features of ``data.rows_of(split)``, in that order, by a checkpoint of a run.
 
-    Raises IcreError when the number of features is not the number of images.
+    The network gets images of the recipe's size. Raises IcreError when the number of features is not that of the
+    images.
     """
+    settings = recipe.evaluation
     filesystem, _ = data.location.arrow()
     blocks = max(len(data.shard_paths), 2 * settings.workers)
     rows = (
@@ -33,7 +33,7 @@ def embed(
         .filter(expr=col("split") == split)
         .map_batches(
             _Embedder,
-            fn_constructor_args=(run_url, checkpoint, int(settings.cpus_per_worker)),
+            fn_constructor_args=(run_url, checkpoint, recipe),
             batch_size=settings.batch_size,
             concurrency=(1, settings.workers),
             num_cpus=settings.cpus_per_worker,
@@ -42,7 +42,7 @@ def embed(
         .take_all()
     )
     by_path = {str(row["path"]): row["feature"] for row in rows}
-    wanted = data.labels["path"].take(data.rows_of(split)).to_pylist()
+    wanted = data.labels_and_paths["path"].take(data.rows_of(split)).to_pylist()
     if len(rows) != len(wanted) or set(by_path) != set(wanted):
         raise IcreError(
             f"{len(rows)} features ({len(by_path)} different images) for {len(wanted)} images of split {split}",
@@ -54,14 +54,17 @@ def embed(
 class _Embedder:
     """One embedding process: loads the network, turns a batch of rows into features."""
 
-    def __init__(self, run_url: str, checkpoint: str, threads: int) -> None:
-        torch.set_num_threads(max(1, threads))
+    def __init__(self, run_url: str, checkpoint: str, recipe: config.Recipe) -> None:
+        torch.set_num_threads(max(1, int(recipe.evaluation.cpus_per_worker)))
+        self.height, self.width = recipe.data.height, recipe.data.width
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = load_network(run_url, checkpoint)[0].to(self.device).eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         structs = batch["image"].tolist()
-        pixels = np.stack([images.decode(struct["bytes"]) for struct in structs])
+        pixels = np.empty((len(structs), self.height, self.width, 3), np.uint8)
+        for out, struct in zip(pixels, structs, strict=True):
+            images.decode(struct["bytes"], height=self.height, width=self.width, out=out)
         infrared = torch.from_numpy(batch["modality"] == "infrared").to(self.device)
         with torch.inference_mode():
             x = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))

@@ -68,7 +68,7 @@ def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
     data = open_data(recipe)
     _, described = load_network(run.location.url, name)
     say(f"evaluate: {described['name']} checkpoint of {run.name} on {data.location.url}")
-    features = embed(run.location.url, name, data, "test", recipe.evaluation)
+    features = embed(run.location.url, name, data, "test", recipe)
     result = {
         "run": run.name,
         "checkpoint": described,
@@ -84,7 +84,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that ``eval/<name>.json`` says about (n, D) features of the test split."""
     rows = np.asarray(data.rows_of("test"))
-    labels = data.labels.take(rows)
+    labels = data.labels_and_paths.take(rows)
     pids, camids, modalities, paths = (
         np.asarray(labels[name].to_pylist(), dtype=str) for name in ("identity", "camera", "modality", "path")
     )

@@ -1,8 +1,10 @@
-"""Training batches out of a prepared data set: planned by ``icre.data.plan``, decoded by Ray tasks.
+"""Training batches out of a prepared data set: planned by ``icre.data.plan``, decoded by Ray tasks or kept decoded.
 
-A worker's cut of a few successive global batches is a "chunk". A chunk is decoded by one stateless task on any node
-with a free CPU; the worker slices it into batches. A fixed number of tasks is in flight, which bounds the memory; there
-is no coordinator between workers, no shuffle and no barrier, and starting at step s is starting at s's chunk.
+Each training process plans for itself what it reads, one epoch ahead. A "chunk" is its cut of a few successive global
+batches; one stateless task decodes it, on any node with a free CPU, and it is read where Ray put it, without a copy.
+A fixed number of tasks is in flight, which bounds the memory; there is no coordinator between workers, no shuffle and
+no barrier, and starting at step s is planning from s on. With ``train.cache=decoded`` there are no tasks: batches are
+gathered from the node's file of pixels.
 
 These are tasks and not a ``ray.data.Dataset`` because the data set's executor is a Python thread of the process that
 consumes it, and one that turns without a pause while the consumer is the slower side: see docs/design.md.
@@ -10,13 +12,14 @@ consumes it, and one that turns without a pause while the consumer is the slower
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -24,20 +27,31 @@ import torch
 
 from icre import config
 from icre.data import images, plan
+from icre.data.plan import Rows
 from icre.errors import IcreError
 from icre.training.step import Batch
-from pipelines.prepared import ImageCache, PreparedData
+from pipelines.caches import DecodedCache, EncodedCache
+from pipelines.prepared import PreparedData
 from pipelines.storage import Storage
 
 CHUNK_BYTES = 32 * 2**20
 """Decoded size aimed at: large enough to hide the cost of a task, small enough to have several in memory."""
+GATHERED_AHEAD = 2
+"""Batches that are gathered from decoded pixels before they are asked for."""
+
+
+class Planned(NamedTuple):
+    """One worker's part of one global batch."""
+
+    step_in_epoch: int
+    rows: Rows
 
 
 @dataclass(frozen=True)
 class Feed:
-    """One worker's stream of batches. Hashable and small, so that it travels with every task."""
+    """One worker's stream of batches."""
 
-    location: str
+    data: PreparedData
     recipe: config.Recipe
     steps_per_epoch: int
     rank: int
@@ -46,132 +60,132 @@ class Feed:
     @property
     def rows_per_step(self) -> int:
         """Images of this worker in each global batch."""
-        return self.recipe.batch.size // self.world_size
+        batch = self.recipe.batch
+        return plan.cut_sizes(batch.identities, self.world_size)[self.rank] * (batch.visible + batch.infrared)
 
     @property
     def steps_per_chunk(self) -> int:
         """Successive steps decoded by one task."""
         step_bytes = self.rows_per_step * self.recipe.data.height * self.recipe.data.width * 3
-        return max(1, min(8, self.steps_per_epoch, CHUNK_BYTES // step_bytes))
+        return max(1, min(8, CHUNK_BYTES // step_bytes))
 
     def batches(self, *, start: int, stop: int, device: torch.device) -> Iterator[Batch]:
-        """Batches of the global steps ``start`` (included) to ``stop`` (not included), in order."""
-        if start >= stop:
-            return
-        size = self.steps_per_chunk
-        expected = start
-        for chunk in self._chunks(first=start // size, stop=-(-stop // size)):
-            for position, step in enumerate(chunk["step"].tolist()):
-                if not start <= step < stop:
-                    continue
-                if step != expected:
-                    raise RuntimeError(f"feed out of order: step {step} arrived where {expected} was due")
-                expected += 1
-                yield self._batch({name: column[position] for name, column in chunk.items()}, device)
-        if expected != stop:
-            raise RuntimeError(f"feed ended at step {expected} of {stop}")
+        """Batches of the global steps ``start`` (included) to ``stop`` (not included), in order.
 
-    def load(self, chunk: int) -> dict[str, np.ndarray]:
-        """Decode one chunk: columns of shape (steps, rows, ...), for steps of all epochs counted through."""
-        steps = np.arange(chunk * self.steps_per_chunk, (chunk + 1) * self.steps_per_chunk)
-        per_epoch = self.steps_per_epoch
-        rows = np.stack([self._rows(int(s // per_epoch), int(s % per_epoch)) for s in steps])
-        shape = (len(steps), self.rows_per_step, self.recipe.data.height, self.recipe.data.width, 3)
-        pixels = np.empty(shape, np.uint8)
-        cache = _cache(self.location)
-        for out, row in zip(pixels.reshape(-1, *shape[2:]), rows.ravel().tolist(), strict=True):
-            out[:] = images.decode(cache[row])
+        On a CPU the images of a batch are Ray's own memory: read them, never write to them.
+        """
+        planned = self._planned(start, stop)
+        decoded = self.recipe.train.cache == "decoded"
+        for step, pixels in self._gathered(planned) if decoded else self._decoded(planned):
+            yield self._batch(step, pixels, device)
+
+    def _planned(self, start: int, stop: int) -> Iterator[Planned]:
+        per_epoch, index = self.steps_per_epoch, self.data.training_index()
+        with ThreadPoolExecutor(1) as pool:  # the next epoch's plan, while this one is trained on
+            upcoming = pool.submit(self._plan, index, start // per_epoch)
+            for epoch in range(start // per_epoch, -(-stop // per_epoch)):
+                rows, upcoming = upcoming.result(), pool.submit(self._plan, index, epoch + 1)
+                first = epoch * per_epoch
+                for step in range(max(start, first), min(stop, first + per_epoch)):
+                    yield Planned(step - first, rows[step - first].ravel())
+
+    def _plan(self, index: plan.TrainingIndex, epoch: int) -> Rows:
+        batch = self.recipe.batch
+        whole = plan.plan_epoch(
+            index,
+            identities=batch.identities,
+            visible=batch.visible,
+            infrared=batch.infrared,
+            steps=self.steps_per_epoch,
+            seed=self.recipe.seed,
+            epoch=epoch,
+        )
+        return plan.cut(whole, rank=self.rank, world_size=self.world_size).copy()  # lets go of the others' rows
+
+    def _decoded(self, planned: Iterator[Planned]) -> Iterator[tuple[Planned, np.ndarray]]:
+        train, size = self.recipe.train, self.recipe.data
+        decode = _decode.options(num_cpus=train.loader_cpus, scheduling_strategy="SPREAD")
+        in_flight: deque[tuple[list[Planned], Any]] = deque()
+        while True:
+            while len(in_flight) < train.loaders and (chunk := list(islice(planned, self.steps_per_chunk))):
+                rows = np.concatenate([step.rows for step in chunk])
+                task = decode.remote(self.data.location.url, rows, size.height, size.width)
+                in_flight.append((chunk, task))
+            if not in_flight:
+                return
+            chunk, task = in_flight.popleft()
+            pixels = _result(task).reshape(len(chunk), self.rows_per_step, size.height, size.width, 3)
+            yield from zip(chunk, pixels, strict=True)
+
+    def _gathered(self, planned: Iterator[Planned]) -> Iterator[tuple[Planned, np.ndarray]]:
+        size = self.recipe.data
+        rows = np.flatnonzero(self.data.targets >= 0)
+        cache = DecodedCache(self.data, rows, height=size.height, width=size.width, threads=self.recipe.train.loaders)
+        with ThreadPoolExecutor(1) as pool:
+            ahead = deque((step, pool.submit(cache.take, step.rows)) for step in islice(planned, GATHERED_AHEAD))
+            while ahead:
+                step, pixels = ahead.popleft()
+                ahead.extend((step, pool.submit(cache.take, step.rows)) for step in islice(planned, 1))
+                yield step, pixels.result()
+
+    def _batch(self, step: Planned, pixels: np.ndarray, device: torch.device) -> Batch:
+        batch, rows = self.recipe.batch, step.rows
+        images_each = batch.visible + batch.infrared
         slots = plan.slots(
-            steps % per_epoch,
-            identities=self.recipe.batch.identities,
-            images=self.recipe.batch.visible + self.recipe.batch.infrared,
+            [step.step_in_epoch],
+            identities=batch.identities,
+            images=images_each,
             rank=self.rank,
             world_size=self.world_size,
         )
-        return {"step": steps, "images": pixels, "rows": rows, "slots": slots.reshape(rows.shape)}
-
-    def _chunks(self, *, first: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
-        train = self.recipe.train
-        load = _load.options(num_cpus=train.loader_cpus, scheduling_strategy="SPREAD")
-        feed = ray.put(self)
-        upcoming = iter(range(first, stop))
-        in_flight = deque(load.remote(feed, chunk) for chunk in islice(upcoming, train.loaders))
-        while in_flight:
-            oldest = in_flight.popleft()
-            in_flight.extend(load.remote(feed, chunk) for chunk in islice(upcoming, 1))
-            try:
-                yield ray.get(oldest)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, IcreError):
-                    raise error.cause from error
-                raise
-
-    def _rows(self, epoch: int, step: int) -> np.ndarray:
-        whole = _epoch_plan(self.location, self.recipe, self.steps_per_epoch, epoch)
-        cut = plan.cut(whole[step : step + 1], rank=self.rank, world_size=self.world_size)
-        return cut.reshape(-1)
-
-    def _batch(self, chunk: dict[str, np.ndarray], device: torch.device) -> Batch:
-        rows = torch.tensor(chunk["rows"])
-        k = self.recipe.batch
-        infrared = torch.arange(len(rows)) % (k.visible + k.infrared) >= k.visible
-        labels = torch.from_numpy(_label_of_row(self.location)[chunk["rows"]])
-        # Ray's blocks are read-only; the copy also gives the channel order that convolutions want.
-        pixels = torch.tensor(chunk["images"]).permute(0, 3, 1, 2)
+        with warnings.catch_warnings():
+            # torch warns that it cannot see that Ray's memory is read-only; see `batches`.
+            warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
+            on_cpu = torch.from_numpy(pixels)
         return Batch(
-            images=pixels.to(device, non_blocking=True),
-            labels=labels,
-            infrared=infrared,
-            slots=torch.tensor(chunk["slots"]),
-            rows=rows,
+            images=on_cpu.permute(0, 3, 1, 2).to(device, non_blocking=True),
+            labels=torch.from_numpy(self.data.targets[rows]),
+            infrared=torch.arange(len(rows)) % images_each >= batch.visible,
+            slots=torch.from_numpy(slots.ravel()),
+            rows=torch.from_numpy(rows),
         )
 
 
-@ray.remote
-def _load(feed: Feed, chunk: int) -> dict[str, np.ndarray]:
-    return feed.load(chunk)
-
-
-def load_images(data: PreparedData, rows: list[int], *, threads: int = 1) -> torch.Tensor:
+def load_images(data: PreparedData, rows: list[int], *, height: int, width: int, threads: int = 1) -> torch.Tensor:
     """(len(rows), 3, H, W) uint8, decoded here; for sets that fit in memory, such as validation."""
-    cache = _cache(data.location.url)
+    cache = _encoded(data.location.url)
     with ThreadPoolExecutor(threads) as pool:
-        decoded = list(pool.map(lambda row: images.decode(cache[row]), rows))
+        decoded = list(pool.map(lambda row: images.decode(cache[row], height=height, width=width), rows))
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
 
 
-# One process serves many chunks: what they share is read once a process.
+def _result(task: Any) -> np.ndarray:
+    try:
+        pixels: np.ndarray = ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, IcreError):
+            raise error.cause from error
+        raise
+    return pixels
+
+
+@ray.remote
+def _decode(location: str, rows: Rows, height: int, width: int) -> np.ndarray:
+    """(len(rows), height, width, 3) uint8."""
+    cache = _encoded(location)
+    pixels = _buffer((len(rows), height, width, 3))
+    for out, row in zip(pixels, rows.tolist(), strict=True):
+        images.decode(cache[row], height=height, width=width, out=out)
+    return pixels
+
+
+# One process serves many tasks. What they share is read once a process.
 @lru_cache(maxsize=2)
-def _data(location: str) -> PreparedData:
-    return PreparedData.open(Storage(location))
+def _encoded(location: str) -> EncodedCache:
+    return EncodedCache(PreparedData.open(Storage(location)))
 
 
+# Ray has copied a task's result when the process gets its next task; new memory would be faulted in page by page.
 @lru_cache(maxsize=2)
-def _cache(location: str) -> ImageCache:
-    return ImageCache(_data(location))
-
-
-@lru_cache(maxsize=2)
-def _index(location: str) -> plan.TrainingIndex:
-    return _data(location).training_index()
-
-
-@lru_cache(maxsize=2)
-def _label_of_row(location: str) -> np.ndarray:
-    data = _data(location)
-    label_of = {pid: label for label, pid in enumerate(data.classes)}
-    return np.array([label_of.get(pid, -1) for pid in data.labels["identity"].to_pylist()], np.int64)
-
-
-@lru_cache(maxsize=4)
-def _epoch_plan(location: str, recipe: config.Recipe, steps: int, epoch: int) -> Any:
-    batch = recipe.batch
-    return plan.plan_epoch(
-        _index(location),
-        identities=batch.identities,
-        visible=batch.visible,
-        infrared=batch.infrared,
-        steps=steps,
-        seed=recipe.seed,
-        epoch=epoch,
-    )
+def _buffer(shape: tuple[int, ...]) -> np.ndarray:
+    return np.empty(shape, np.uint8)

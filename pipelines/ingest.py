@@ -6,27 +6,21 @@ task -> manifest last. Killed anywhere and run again, it goes on with what is wr
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
-import ray
-import ray.data
 
 from icre import config
 from icre.data.images import MIN_SIDE, UnreadableImageError, fit_image
 from icre.data.records import Record
-from icre.errors import DataError, IcreError
+from icre.errors import DataError
 from pipelines import runs
+from pipelines.fingerprint import fingerprint
 from pipelines.prepared import FORMAT, MANIFEST, PreparedData
 from pipelines.shards import Row, Shard, digest, plan_shards, usable_shards, write_shards
 from pipelines.storage import Storage
 from pipelines.survey import Survey, count, survey
-
-FILES_PER_TASK = 256
 
 
 def prepare(recipe: config.Recipe) -> tuple[PreparedData, bool]:
@@ -40,36 +34,44 @@ def prepare(recipe: config.Recipe) -> tuple[PreparedData, bool]:
     found = survey(recipe)
     location = runs.datasets(Storage(recipe.storage)) / recipe.data.name
     location.check_writable()
-    digests, sizes = _fingerprint(found)
+    digests, sizes = fingerprint(found.root, [record.path for record in found.records])
     _refuse_conflicts(found, digests)
     if recipe.data.source == "folder":
         found = _without_copies(found, digests)
     rows = [_row(record, found, digests) for record in found.records]
-    settings = {
-        "format": FORMAT,
-        "height": recipe.data.height,
-        "width": recipe.data.width,
-        "jpeg_quality": recipe.data.jpeg_quality,
-        "source": "synthetic" if found.synthetic else recipe.data.source,
-    }
-    fingerprint = digest([settings, [asdict(row) for row in sorted(rows)]])
+    settings = _settings(recipe, found)
+    identifier = digest([settings, [vars(row) for row in sorted(rows)]])
     before = _manifest_of(location)
     same_settings = all(before.get(key) == value for key, value in settings.items())
     listed = before["shards"] if same_settings else []
     kept, left = usable_shards(location, listed, rows)
-    if before.get("fingerprint") == fingerprint and len(kept) == len(listed):
+    if before.get("fingerprint") == identifier and len(kept) == len(listed):
         return PreparedData.open(location), False
     try:
         planned = plan_shards(left, sizes, target=recipe.data.shard_mib * 2**20)
         written, unreadable = write_shards(found.root, location, planned, settings)
         _check_unreadable(recipe, unreadable, total=len(found.records))
-        manifest = _manifest(recipe, found, settings, fingerprint, [*kept, *written], unreadable)
-    except IcreError:
+        manifest = _manifest(recipe, found, settings, identifier, [*kept, *written], unreadable)
+    except DataError:  # and not an outage of the storage: the next run goes on with what is written
         _remove_unlisted(location, before)
         raise
     (location / MANIFEST).write_json(manifest)
     _remove_unlisted(location, manifest)
     return PreparedData.open(location), True
+
+
+def _settings(recipe: config.Recipe, found: Survey) -> dict[str, Any]:
+    """What the stored bytes depend on besides the rows. Without a height and a width, images keep their sizes."""
+    data = recipe.data
+    settings = {
+        "format": FORMAT,
+        "height": data.height,
+        "width": data.width,
+        "jpeg_quality": data.jpeg_quality,
+        "source": "synthetic" if found.synthetic else data.source,
+    }
+    # Resized is not named: data sets that were prepared before there was a choice stay valid.
+    return settings if data.store == "resized" else settings | {"height": None, "width": None, "store": "original"}
 
 
 def _row(record: Record, found: Survey, digests: dict[str, str]) -> Row:
@@ -81,24 +83,6 @@ def _row(record: Record, found: Survey, digests: dict[str, str]) -> Row:
         split=found.split_of[record.pid],
         sha256=digests[record.path],
     )
-
-
-def _fingerprint(found: Survey) -> tuple[dict[str, str], dict[str, int]]:
-    """SHA-256 and size of every listed file, by path."""
-    paths = [record.path for record in found.records]
-    blocks = -(-len(paths) // FILES_PER_TASK)
-    root = found.root
-
-    def read(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        contents = [(root / path).read_bytes() for path in batch["item"].tolist()]
-        return {
-            "path": batch["item"],
-            "sha256": np.array([hashlib.sha256(content).hexdigest() for content in contents]),
-            "bytes": np.array([len(content) for content in contents]),
-        }
-
-    rows = ray.data.from_items(paths, override_num_blocks=blocks).map_batches(read, batch_size=None).take_all()
-    return {r["path"]: r["sha256"] for r in rows}, {r["path"]: int(r["bytes"]) for r in rows}
 
 
 def _refuse_conflicts(found: Survey, digests: dict[str, str]) -> None:
@@ -156,7 +140,7 @@ def _manifest(
     recipe: config.Recipe,
     found: Survey,
     settings: dict[str, Any],
-    fingerprint: str,
+    identifier: str,
     shards: Sequence[Shard],
     unreadable: dict[str, str],
 ) -> dict[str, Any]:
@@ -176,11 +160,12 @@ def _manifest(
     ordered = sorted(shards, key=lambda shard: (shard["identities"], shard["file"]))
     return {
         **settings,
+        "store": recipe.data.store,
         "name": recipe.data.name,
         "synthetic": found.synthetic,
         "created": runs.now(),
         "code": runs.code_version(),
-        "fingerprint": fingerprint,
+        "fingerprint": identifier,
         "hash": digest([settings, [shard["sha256"] for shard in ordered]]),
         "counts": count(usable, found.split_of),
         "differences": found.differences,

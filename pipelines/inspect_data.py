@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -52,14 +53,14 @@ def command(
     print(describe(data))
     if out is not None:
         target = Storage(out)
-        target.write_bytes(draw_sheet(data, seed=recipe.seed))
+        target.write_bytes(draw_sheet(data, recipe))
         say(f"data: wrote {target.url}")
 
 
 def describe(data: PreparedData) -> str:
     """Markdown: origin, counts, images of each identity, what is not trained on and what was set aside and why."""
     manifest = data.manifest
-    rows = data.labels.to_pylist()
+    rows = data.labels_and_paths.to_pylist()
     records = [Record(pid=r["identity"], modality=r["modality"], camid=r["camera"], path=r["path"]) for r in rows]
     parts = [
         f"# {manifest['name']}",
@@ -91,18 +92,22 @@ def group_reasons(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     return sorted(found, key=lambda group: (-len(group[1]), group[0]))
 
 
-def draw_sheet(data: PreparedData, *, seed: int) -> bytes:
-    """PNG of a contact sheet; ``seed`` chooses among the identities that have both modalities."""
+def draw_sheet(data: PreparedData, recipe: config.Recipe) -> bytes:
+    """PNG of a contact sheet; the recipe's seed chooses among the identities that have both modalities.
+
+    Images of their original sizes are shown in the recipe's.
+    """
+    size = {key: data.manifest[key] or getattr(recipe.data, key) for key in ("height", "width")}
     rows_of: dict[tuple[str, str], list[int]] = defaultdict(list)
     labels = data.labels.to_pylist()
     for number, row in enumerate(labels):
         rows_of[row["identity"], row["modality"]].append(number)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(recipe.seed)
     shown = []
     for identity in _sample(sorted({pid for pid, _ in rows_of if all((pid, m) in rows_of for m in MODALITIES)}), rng):
         chosen = {m: _one_a_camera(rows_of[identity, m], labels, rng) for m in MODALITIES}
         tiles = {
-            m: [Tile(images.decode(data.image(row)), labels[row]["camera"]) for row in rows]
+            m: [Tile(images.decode(data.image(row), **size), labels[row]["camera"]) for row in rows]
             for m, rows in chosen.items()
         }
         shown.append(ContactRow(identity, labels[chosen["visible"][0]]["split"], tiles["visible"], tiles["infrared"]))
@@ -136,20 +141,30 @@ def _code(code: Mapping[str, Any]) -> str:
 
 
 def _stored(data: PreparedData) -> str:
-    """Size, format and mode of every image, from its header."""
-    kinds: Counter[str] = Counter()
+    """Format, mode and size of all images, from their headers."""
+    sizes: dict[str, Counter[tuple[int, int]]] = defaultdict(Counter)
     filesystem, _ = data.location.arrow()
     for path in data.shard_paths:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             for batch in file.iter_batches(batch_size=256, columns=["image.bytes"]):
-                kinds.update(_kind(struct["bytes"].as_buffer()) for struct in batch.column(0))
-    return "; ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+                for struct in batch.column(0):
+                    kind, size = _kind(struct["bytes"].as_buffer())
+                    sizes[kind][size] += 1
+    kinds = sorted(sizes.items(), key=lambda item: -item[1].total())
+    return "; ".join(f"{of.total()} {kind} of {_span(of)}" for kind, of in kinds)
 
 
-def _kind(content: Any) -> str:
+def _kind(content: Any) -> tuple[str, tuple[int, int]]:
     with Image.open(io.BytesIO(content)) as image:
         colour = {"RGB": "colour", "L": "gray"}[image.mode]
-        return f"{image.format} {colour} of {image.height}x{image.width}"
+        return f"{image.format} {colour}", (image.height, image.width)
+
+
+def _span(sizes: Collection[tuple[int, int]]) -> str:
+    """The only size, or the ones of fewest and of most pixels."""
+    ordered = sorted(sizes, key=lambda size: (math.prod(size), size))
+    first, last = (f"{height}x{width}" for height, width in (ordered[0], ordered[-1]))
+    return first if first == last else f"{first} to {last}"
 
 
 def _spread(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:

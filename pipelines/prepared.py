@@ -7,19 +7,17 @@ list do not exist for a reader.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from filelock import FileLock
 
-from icre.data.plan import TrainingIndex
+from icre.data.plan import Rows, TrainingIndex
 from icre.data.records import LABEL_COLUMNS, SplitName
 from icre.errors import DataError
 from pipelines.storage import Storage
@@ -28,7 +26,6 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 ROW_GROUP_ROWS = 256
 """Rows that are read together when a single image is asked for."""
-CACHE_BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -75,37 +72,42 @@ class PreparedData:
 
     @cached_property
     def labels(self) -> pa.Table:
-        """Every row's path, identity, modality, camera and split; no pixels are read."""
-        filesystem, _ = self.location.arrow()
-        columns = list(LABEL_COLUMNS)
-        tables = [pq.ParquetFile(p, filesystem=filesystem).read(columns=columns) for p in self.shard_paths]
-        table = pa.concat_tables(tables)
-        paths = pc.struct_field(table["image"], "path")
-        return table.drop_columns("image").append_column("path", paths).combine_chunks()
+        """Every row's identity, modality, camera and split, as dictionaries; neither pixels nor paths are read."""
+        return self._read(LABEL_COLUMNS, dictionaries=LABEL_COLUMNS).unify_dictionaries().combine_chunks()
+
+    @cached_property
+    def labels_and_paths(self) -> pa.Table:
+        """``labels``, and every row's path within the images that were prepared."""
+        return self.labels.append_column("path", pc.struct_field(self._read(["image.path"])["image"], "path"))
 
     def rows_of(self, split: SplitName) -> list[int]:
         """Row numbers of a split, ascending."""
-        mask = pc.equal(self.labels["split"], split)
-        return [int(row) for row in pc.indices_nonzero(mask).to_pylist()]
+        rows: list[int] = np.flatnonzero(self._codes("split", [split]) == 0).tolist()
+        return rows
+
+    @cached_property
+    def targets(self) -> Rows:
+        """(N,) int64: every row's label; -1 for what is not trained on, such as identities that lack a modality."""
+        return self._codes("identity", self.classes)
 
     def training_index(self) -> TrainingIndex:
-        """Rows of the training split by label; identities that lack a modality are not trained on."""
-        label_of = {pid: label for label, pid in enumerate(self.classes)}
-        pids = self.labels["identity"].to_pylist()
-        rows = [row for row in self.rows_of("train") if pids[row] in label_of]
-        modality = self.labels["modality"].to_pylist()
-        return TrainingIndex.build(
-            rows, [label_of[pids[row]] for row in rows], [modality[row] == "infrared" for row in rows]
-        )
+        """Rows that are trained on, by label."""
+        rows = np.flatnonzero(self.targets >= 0)
+        return TrainingIndex.build(rows, self.targets[rows], self._codes("modality", ["infrared"])[rows] == 0)
+
+    def verified_shards(self) -> Iterator[pa.Buffer]:
+        """Content of each shard, in order. Raises DataError for one whose SHA-256 is not the manifest's."""
+        filesystem, _ = self.location.arrow()
+        for shard, path in zip(self.manifest["shards"], self.shard_paths, strict=True):
+            yield _verified_shard(filesystem, path, shard)
 
     def verify(self) -> None:
         """Read every shard. Raises DataError for one whose SHA-256 is not the manifest's."""
-        filesystem, _ = self.location.arrow()
-        for shard, path in zip(self.manifest["shards"], self.shard_paths, strict=True):
-            _verified_shard(filesystem, path, shard)
+        for _ in self.verified_shards():
+            pass
 
     def image(self, row: int) -> bytes:
-        """Encoded image of one row; reads the row group it lies in. For many rows use :class:`ImageCache`."""
+        """Encoded image of one row; reads the row group it lies in. For many rows there is ``pipelines.caches``."""
         start = 0
         for shard, path in zip(self.manifest["shards"], self.shard_paths, strict=True):
             if row < start + shard["rows"]:
@@ -116,6 +118,19 @@ class PreparedData:
             start += shard["rows"]
         raise IndexError(f"row {row} of {start}")
 
+    def _read(self, columns: Sequence[str], *, dictionaries: Sequence[str] = ()) -> pa.Table:
+        filesystem, _ = self.location.arrow()
+        files = (pq.ParquetFile(p, filesystem=filesystem, read_dictionary=dictionaries) for p in self.shard_paths)
+        return pa.concat_tables([file.read(columns=list(columns)) for file in files])
+
+    def _codes(self, column: str, values: Sequence[str]) -> Rows:
+        """(N,) int64: the place of each row's label in ``values``, -1 if it is not among them."""
+        chunk = self.labels[column].combine_chunks()
+        place = {value: number for number, value in enumerate(values)}
+        codes = np.array([place.get(value, -1) for value in chunk.dictionary.to_pylist()], np.int64)
+        found: Rows = codes[chunk.indices.to_numpy()]
+        return found
+
     def _check_shard(self, shard: dict[str, Any]) -> None:
         path = self.location / shard["file"]
         size = path.size() if path.exists() else None
@@ -124,57 +139,6 @@ class PreparedData:
             raise DataError(
                 f"{path.url} {found}", hint="run `icre prepare` again; it writes what is missing or changed"
             )
-
-
-class ImageCache:
-    """Random access to the encoded images of a prepared data set, from one memory-mapped file a node.
-
-    Parquet cannot fetch single rows, so the first process on a node copies the image column of all shards into
-    an uncompressed Arrow file; all processes of the node then share its pages.
-    """
-
-    def __init__(self, data: PreparedData) -> None:
-        path = _cache_folder() / f"{data.hash}.arrow"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                _write_cache(data, path)
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._columns = [reader.get_batch(i).column(0) for i in range(reader.num_record_batches)]
-
-    def __getitem__(self, row: int) -> memoryview:
-        """Encoded bytes of ``row``, without a copy."""
-        column = self._columns[row // CACHE_BATCH_ROWS]
-        return memoryview(column[row % CACHE_BATCH_ROWS].as_buffer())
-
-
-def _cache_folder() -> Path:
-    default = Path(tempfile.gettempdir()) / f"icre-cache-{os.getuid()}"
-    return Path(os.environ.get("ICRE_CACHE", default))
-
-
-def _write_cache(data: PreparedData, path: Path) -> None:
-    filesystem, _ = data.location.arrow()
-    schema = pa.schema([("bytes", pa.binary())])
-    partial = path.with_suffix(".partial")
-    pending = pa.table({"bytes": pa.array([], pa.binary())})
-    with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for shard, shard_path in zip(data.manifest["shards"], data.shard_paths, strict=True):
-            content = _verified_shard(filesystem, shard_path, shard)
-            images = pq.ParquetFile(pa.BufferReader(content)).read(columns=["image.bytes"])
-            column = pc.struct_field(images["image"], "bytes")
-            pending = pa.concat_tables([pending, pa.table({"bytes": column})])
-            # Every batch but the last has the same number of rows, so a row is found by division.
-            whole = pending.num_rows // CACHE_BATCH_ROWS * CACHE_BATCH_ROWS
-            _write_batches(writer, pending.slice(0, whole))
-            pending = pending.slice(whole)
-        _write_batches(writer, pending)
-    partial.replace(path)
-
-
-def _write_batches(writer: pa.ipc.RecordBatchFileWriter, table: pa.Table) -> None:
-    for start in range(0, table.num_rows, CACHE_BATCH_ROWS):
-        writer.write_batch(table.slice(start, CACHE_BATCH_ROWS).combine_chunks().to_batches()[0])
 
 
 def _verified_shard(filesystem: pa.fs.FileSystem, path: str, shard: dict[str, Any]) -> pa.Buffer:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from icre.data.images import UnreadableImageError, fit_image
 from icre.data.records import PARQUET_SCHEMA
+from pipelines.fan_out import cpus_for_each, fan_out
 from pipelines.prepared import ROW_GROUP_ROWS
 from pipelines.storage import Storage
 
@@ -50,23 +51,13 @@ def usable_shards(location: Storage, shards: Sequence[Shard], wanted: Sequence[R
 
     A shard is whole when its SHA-256 is the one that it was listed with.
     """
-    if not shards:
-        return [], list(wanted)
-
-    def read(batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        shard = json.loads(str(batch["shard"][0]))
-        return {"shard": [batch["shard"][0]], "rows": [json.dumps(_rows_if_whole(location, shard))]}
-
-    items = [{"shard": json.dumps(shard)} for shard in shards]
-    tasks = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(read, batch_size=1)
+    found = fan_out(partial(_rows_if_whole, location), shards)
     left = set(wanted)
     kept = []
-    for result in tasks.take_all():
-        rows = json.loads(result["rows"])
-        held = None if rows is None else {Row(**row) for row in rows}
+    for shard, held in zip(shards, found, strict=True):
         if held is not None and held <= left:
             left -= held
-            kept.append(json.loads(result["shard"]))
+            kept.append(shard)
     return kept, sorted(left)
 
 
@@ -86,70 +77,88 @@ def plan_shards(rows: Sequence[Row], sizes: dict[str, int], *, target: float) ->
 def write_shards(
     root: Storage, location: Storage, shards: Sequence[Sequence[Row]], settings: dict[str, Any]
 ) -> tuple[list[Shard], dict[str, str]]:
-    """Write each shard in a task of its own; their descriptions, and the images that are unusable with the reason."""
-    if not shards:
-        return [], {}
+    """Write each shard in a task of its own; their descriptions, and the images that are unusable with the reason.
 
-    def write(batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        rows = [Row(**fields) for fields in json.loads(str(batch["rows"][0]))]
-        return {"result": [json.dumps(write_shard(root, location, rows, settings))]}
-
-    items = [{"rows": json.dumps([asdict(row) for row in rows])} for rows in shards]
-    tasks = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(write, batch_size=1)
-    results = [json.loads(row["result"]) for row in tasks.take_all()]
+    A task has as many CPUs as there are for each shard, so that few shards, too, keep the cluster busy.
+    """
+    cpus = cpus_for_each(len(shards))
+    # One thread more, as some wait for files.
+    write = partial(_write_shard, root, location, settings, cpus + 1)
+    results = fan_out(write, shards, cpus=cpus)
     unreadable = {path: reason for result in results for path, reason in result["unreadable"].items()}
     return [result["shard"] for result in results if result["shard"]], unreadable
 
 
-def write_shard(root: Storage, location: Storage, rows: Sequence[Row], settings: dict[str, Any]) -> dict[str, Any]:
+def _write_shard(
+    root: Storage, location: Storage, settings: dict[str, Any], threads: int, rows: Sequence[Row]
+) -> dict[str, Any]:
     """Decode, fit and store ``rows``, unless a receipt says that it is done: ``{"shard": ..., "unreadable": ...}``."""
-    name = f"shards/part-{digest([settings, [asdict(row) for row in rows]])[:16]}"
+    name = f"shards/part-{digest([settings, [vars(row) for row in rows]])[:16]}"
     receipt = location / f"{name}.json"
     if receipt.exists():
         done: dict[str, Any] = receipt.read_json()
         if done["shard"] is None or _is_whole(location, done["shard"]):
             return done
-    kept, unreadable = _fit(root, rows, settings)
+    unreadable: dict[str, str] = {}
+    with ThreadPoolExecutor(threads) as pool:
+        fitted = zip(rows, pool.map(partial(_fit, root, settings), rows), strict=True)
+        content, kept = _as_parquet(fitted, settings["source"], unreadable)
     result: dict[str, Any] = {"shard": None, "unreadable": unreadable}
     if kept:
-        content = _as_parquet(kept)
         (location / f"{name}.parquet").write_bytes(content)
         result["shard"] = {
             "file": f"{name}.parquet",
             "rows": len(kept),
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
-            "identities": [kept[0]["identity"], kept[-1]["identity"]],
+            "identities": [kept[0].identity, kept[-1].identity],
         }
     receipt.write_json(result)
     return result
 
 
-def _fit(root: Storage, rows: Sequence[Row], settings: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    kept, unreadable = [], {}
-    for row in rows:
-        try:
-            stored = fit_image(
-                (root / row.path).read_bytes(),
-                height=settings["height"],
-                width=settings["width"],
-                jpeg_quality=settings["jpeg_quality"],
-            )
-        except UnreadableImageError as error:
-            unreadable[row.path] = str(error)
-            continue
-        fields = asdict(row)
-        path = fields.pop("path")
-        kept.append({"image": {"bytes": stored, "path": path}, "source": settings["source"], **fields})
-    return kept, unreadable
+def _fit(root: Storage, settings: dict[str, Any], row: Row) -> bytes | str:
+    """The bytes to store, or the reason why there are none."""
+    content = (root / row.path).read_bytes()
+    try:
+        return fit_image(
+            content, height=settings["height"], width=settings["width"], jpeg_quality=settings["jpeg_quality"]
+        )
+    except UnreadableImageError as error:
+        return str(error)
 
 
-def _as_parquet(rows: list[dict[str, Any]]) -> bytes:
+def _as_parquet(
+    fitted: Iterable[tuple[Row, bytes | str]], source: str, unreadable: dict[str, str]
+) -> tuple[bytes, list[Row]]:
+    """The file and the rows in it; the others go to ``unreadable``. A row group is written as soon as it is full."""
+    kept: list[Row] = []
+    images: list[bytes] = []
     sink = io.BytesIO()
-    table = pa.Table.from_pylist(rows, schema=PARQUET_SCHEMA)
     # Images are compressed already; labels are tiny once they are dictionaries.
-    pq.write_table(table, sink, compression="none", row_group_size=ROW_GROUP_ROWS)
-    return sink.getvalue()
+    with pq.ParquetWriter(sink, PARQUET_SCHEMA, compression="none") as writer:
+        for row, stored in fitted:
+            if isinstance(stored, str):
+                unreadable[row.path] = stored
+                continue
+            kept.append(row)
+            images.append(stored)
+            if len(images) == ROW_GROUP_ROWS:
+                writer.write_table(_table(kept[-len(images) :], images, source))
+                images = []
+        if images:
+            writer.write_table(_table(kept[-len(images) :], images, source))
+    return sink.getvalue(), kept
+
+
+def _table(rows: Sequence[Row], images: Sequence[bytes], source: str) -> pa.Table:
+    labels = {
+        name: [getattr(row, name) for row in rows] for name in ("identity", "modality", "camera", "split", "sha256")
+    }
+    encoded = pa.array(images, pa.binary())
+    image = pa.StructArray.from_arrays([encoded, pa.array([row.path for row in rows], pa.string())], ["bytes", "path"])
+    columns = {"image": image, **labels, "source": [source] * len(rows)}
+    return pa.table([columns[name] for name in PARQUET_SCHEMA.names], schema=PARQUET_SCHEMA)
 
 
 def _is_whole(location: Storage, shard: Shard) -> bool:
@@ -157,10 +166,10 @@ def _is_whole(location: Storage, shard: Shard) -> bool:
     return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == str(shard["sha256"])
 
 
-def _rows_if_whole(location: Storage, shard: Shard) -> list[dict[str, str]] | None:
+def _rows_if_whole(location: Storage, shard: Shard) -> set[Row] | None:
     if not _is_whole(location, shard):
         return None
     filesystem, path = (location / shard["file"]).arrow()
     columns = ["image.path", "identity", "modality", "camera", "split", "sha256"]
     rows = pq.ParquetFile(path, filesystem=filesystem).read(columns=columns).to_pylist()
-    return [{"path": row.pop("image")["path"], **row} for row in rows]
+    return {Row(path=row.pop("image")["path"], **row) for row in rows}

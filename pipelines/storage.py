@@ -6,7 +6,7 @@ Credentials and the endpoint of an S3 store come from the environment, as botoco
 Two promises hold on both kinds. A reader sees a whole object or none: local files are written beside their
 target, synced and renamed; S3 objects are put in one request. And whatever goes wrong with the location
 is a :class:`~icre.errors.StorageError` that says what to do. S3 requests are repeated for about a minute,
-so a store that restarts goes unnoticed.
+so a store that restarts goes unnoticed; ``AWS_MAX_ATTEMPTS`` changes how often.
 """
 
 from __future__ import annotations
@@ -370,16 +370,17 @@ def _send_at_once(params: dict[str, Any], **_: Any) -> None:
 def _connect(settings: tuple[tuple[str, str], ...], pid: int, *, patient: bool) -> Any:
     """One client a process and set of AWS variables: making one takes 0.1 s, and it does not survive a fork.
 
-    ``patient`` rides out an outage: 12 repeats with growing pauses, 75 s on average if none succeeds.
-    Otherwise a dead endpoint shows within seconds.
+    ``patient`` rides out an outage: 12 repeats with growing pauses, 75 s on average if none succeeds;
+    ``AWS_MAX_ATTEMPTS`` says otherwise, as botocore documents it. Without, a dead endpoint shows within seconds.
     """
+    attempts = int(dict(settings).get("AWS_MAX_ATTEMPTS", 13)) if patient else 2
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         _check_endpoint(name, dict(settings).get(name))
     region = dict(settings).get("AWS_REGION")  # botocore itself reads AWS_DEFAULT_REGION alone
     fs = _S3(
         client_kwargs={"region_name": region} if region else {},
         config_kwargs={
-            "retries": {"max_attempts": 12 if patient else 1, "mode": "standard"},
+            "retries": {"total_max_attempts": attempts, "mode": "standard"},
             "connect_timeout": 5 if patient else 3,
             "read_timeout": 30 if patient else 4,
         },

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MIN_SIDE = 16
 """Images with a shorter side hold no identity clue and are set aside."""
@@ -17,24 +18,29 @@ class UnreadableImageError(ValueError):
     """The file is not an image that can be used; the message is the reason."""
 
 
-def fit_image(data: bytes, *, height: int, width: int, jpeg_quality: int) -> bytes:
+def fit_image(data: bytes, *, height: int | None, width: int | None, jpeg_quality: int) -> bytes:
     """``data`` itself when it already is an 8-bit image of the wanted size, else a JPEG of that size.
 
-    Rotation by EXIF is applied, palettes and transparency become RGB. Raises UnreadableImageError for what does
-    not decode completely, is tiny, or has more than 8 bits a channel (how to scale those depends on the sensor).
+    Without ``height`` and ``width`` an image keeps its own size. Rotation by EXIF is applied, palettes and transparency
+    become RGB. Raises UnreadableImageError for what does not decode completely, is tiny, or has more than 8 bits a
+    channel (how to scale those depends on the sensor).
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             deep = any(";16" in str(tile[3]) for tile in image.tile)
-            image.load()
-            fits = image.size == (width, height) and image.mode in ("RGB", "L") and not _rotated(image)
+            plain = image.mode in ("RGB", "L") and not _rotated(image)
+            whole = _all_pixels(image, data, plain=plain)
             _refuse_unusable(image, deep=deep)
-            if fits:
+            if plain and (height is None or width is None or image.size == (width, height)):
                 return data
-            upright = ImageOps.exif_transpose(image)
-            pixels = _to_rgb(upright).resize((width, height), Image.Resampling.BICUBIC)
+            pixels = _to_rgb(whole if plain else ImageOps.exif_transpose(whole))
+            if height is not None and width is not None:
+                pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
     except UnreadableImageError:
         raise
+    # Its message is a memory address.
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("does not decode: no image of a known format") from error
     # Pillow's decoders raise whatever their format's parser met: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise UnreadableImageError(f"does not decode: {type(error).__name__}: {error}") from error
@@ -43,23 +49,48 @@ def fit_image(data: bytes, *, height: int, width: int, jpeg_quality: int) -> byt
     return out.getvalue()
 
 
-def decode(data: Any) -> np.ndarray:
-    """(height, width, 3) uint8 RGB from the encoded bytes of a prepared image (any buffer): what Pillow makes of them.
+def decode(data: Any, *, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
+    """(height, width, 3) uint8 RGB from the encoded bytes of a prepared image (any buffer).
+
+    The pixels are those that Pillow decodes; an image of another size is resized as :func:`fit_image` does it. They
+    land in ``out``, C-contiguous and of that shape, if it is given. Raises OSError for what is no image.
 
     A JPEG goes through simplejpeg, which is faster than Pillow and gives the same pixels, as both are libjpeg-turbo
     with its accurate inverse DCT and smooth chroma upsampling. What that refuses, Pillow decodes: other formats, and
     JPEGs with stray bytes, which some cameras write.
     """
+    if out is None:
+        out = np.empty((height, width, 3), np.uint8)
+    # A buffer that is too large simplejpeg would fill in part, without a word.
+    elif out.shape != (height, width, 3) or out.dtype != np.uint8:
+        raise ValueError(f"out is {out.dtype} of {out.shape}, not uint8 of {(height, width, 3)}")
     try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
+        if simplejpeg.decode_jpeg_header(data)[:2] == (height, width):
+            simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
+            return out
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:
-        return _decode_by_pillow(data)
-    return pixels
+        pixels = _decode_by_pillow(data)
+    out[:] = pixels if pixels.shape == out.shape else _resized(pixels, height=height, width=width)
+    return out
 
 
 def _decode_by_pillow(data: Any) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _resized(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _all_pixels(image: Image.Image, data: bytes, *, plain: bool) -> Image.Image:
+    """``image``, completely decoded, in the way of :func:`decode`."""
+    if plain and image.format == "JPEG":
+        with suppress(ValueError):
+            return Image.fromarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+    image.load()
+    return image
 
 
 def _rotated(image: Image.Image) -> bool:
@@ -78,4 +109,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

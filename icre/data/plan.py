@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from icre.errors import DataError
 
@@ -29,7 +29,7 @@ class TrainingIndex:
     starts: tuple[Rows, Rows]
 
     @classmethod
-    def build(cls, rows: Sequence[int], labels: Sequence[int], infrared: Sequence[bool]) -> TrainingIndex:
+    def build(cls, rows: ArrayLike, labels: ArrayLike, infrared: ArrayLike) -> TrainingIndex:
         """rows, labels, infrared: parallel, any order. Each label 0..C-1 needs at least one row a modality."""
         row, label, ir = np.asarray(rows, np.int64), np.asarray(labels, np.int64), np.asarray(infrared, bool)
         classes = int(label.max()) + 1 if len(label) else 0
@@ -78,8 +78,16 @@ def plan_epoch(
 
 
 def cut(plan: Rows, *, rank: int, world_size: int) -> Rows:
-    """One worker's part of the batches ``plan`` (steps, P, K): (steps, P / world_size, K)."""
+    """One worker's part of the batches ``plan`` (steps, P, K): (steps, P / world_size, K).
+
+    Where P is no multiple, the first workers have an identity more.
+    """
     return plan[:, rank::world_size]
+
+
+def cut_sizes(identities: int, world_size: int) -> list[int]:
+    """Identities of each batch that each worker takes; they differ by one at most."""
+    return [len(range(rank, identities, world_size)) for rank in range(world_size)]
 
 
 def slots(steps: Sequence[int] | Rows, *, identities: int, images: int, rank: int, world_size: int) -> Rows:

@@ -54,5 +54,5 @@ PARQUET_SCHEMA = pa.schema(
 )
 """One row an image: encoded bytes and original path, labels, and the SHA-256 of the original file."""
 
-LABEL_COLUMNS = ("image.path", "identity", "modality", "camera", "split")
-"""What a reader needs to plan batches or an evaluation, without touching a single pixel."""
+LABEL_COLUMNS = ("identity", "modality", "camera", "split")
+"""What a reader needs to plan batches, without touching a single pixel."""

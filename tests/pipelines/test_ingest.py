@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from icre.errors import DataError, StorageError
 from pipelines import ingest, prepare
-from pipelines.prepared import ImageCache, PreparedData
+from pipelines.caches import EncodedCache
+from pipelines.prepared import PreparedData
 from pipelines.storage import Storage
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
@@ -59,7 +60,7 @@ def test_every_image_is_stored_once_with_its_labels_and_its_original_bytes(recip
 def test_both_readers_of_single_images_return_the_stored_bytes(recipes: Any, images: Path) -> None:
     data, _ = ingest.prepare(recipes(f"data.root={images}"))
     stored = [row["image"]["bytes"] for row in all_rows(data)]
-    cache = ImageCache(data)
+    cache = EncodedCache(data)
     assert [bytes(cache[row]) for row in range(len(stored))] == stored
     assert [data.image(row) for row in (0, 57, len(stored) - 1)] == [stored[0], stored[57], stored[-1]]
     with pytest.raises(IndexError):
@@ -199,6 +200,100 @@ def test_unreadable_images_are_set_aside_with_their_reason(recipes: Any, images:
     assert sum(counts[split][m] for split in counts for m in ("visible", "infrared")) == len(files) - 3
 
 
+def test_one_shard_has_the_rows_of_many(recipes: Any, images: Path) -> None:
+    # The images of a large shard are decoded by several threads.
+    files = sorted(source_files(images))
+    (images / files[3]).write_text("not an image")
+    options = (f"data.root={images}", "data.max_unreadable_share=0.05", "data.height=96")
+    many, _ = ingest.prepare(recipes(*options, "data.name=many"))
+    one, _ = ingest.prepare(recipes(*options, "data.name=one", "data.shard_mib=1000"))
+    assert len(many.manifest["shards"]) > len(one.manifest["shards"]) == 1
+    assert all_rows(one) == all_rows(many) and len(all_rows(one)) == len(files) - 1
+    assert one.manifest["set_aside"] == many.manifest["set_aside"]
+
+
+def test_what_was_written_before_a_failure_is_not_written_again(recipes: Any, images: Path) -> None:
+    options = (f"data.root={images}", "data.shard_mib=0.0001")
+    whole, _ = ingest.prepare(recipes(*options, "data.name=whole"))
+    location = Path(whole.location.url).with_name("broken")
+    obstacle = location / whole.manifest["shards"][-1]["file"]
+    obstacle.mkdir(parents=True)
+    recipe = recipes(*options, "data.name=broken")
+    with pytest.raises(StorageError, match=obstacle.name):
+        ingest.prepare(recipe)
+    receipts = list(location.glob("shards/*.json"))
+    done = {path: path.stat().st_mtime_ns for path in (receipt.with_suffix(".parquet") for receipt in receipts)}
+    assert done and not (location / "manifest.json").exists()
+    obstacle.rmdir()
+    data, _ = ingest.prepare(recipe)
+    assert shard_bytes(data) == shard_bytes(whole)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    image.save(sink, format=kind, **options)
+    return sink.getvalue()
+
+
+def test_original_sizes_are_kept_and_what_is_unusual_is_converted_or_set_aside(recipes: Any, images: Path) -> None:
+    identity = json.loads((images / "split.json").read_text())["train"][0]
+    folder, before = images / "visible" / identity, source_files(images)
+    colour = np.random.default_rng(0).integers(0, 256, (9, 5, 3), dtype=np.uint8)
+    picture = Image.fromarray(colour).resize((90, 150), Image.Resampling.BICUBIC)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    whole = encoded(picture, "JPEG")
+    kept = {"big.jpg": whole, "big.png": encoded(picture, "PNG"), "gray.png": encoded(picture.convert("L"), "PNG")}
+    converted = {
+        "alpha.png": encoded(picture.convert("RGBA"), "PNG"),
+        "palette.png": encoded(picture.quantize(64), "PNG"),
+        "cmyk.jpg": encoded(picture.convert("CMYK"), "JPEG", quality=95),
+        "turned.jpg": encoded(picture.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=turned),
+    }
+    unusable = {
+        "deep.png": encoded(Image.fromarray(np.full((150, 90), 3000, np.uint16)), "PNG"),
+        "tiny.png": encoded(picture.resize((9, 15)), "PNG"),
+        "empty.jpg": b"",
+        "cut.jpg": whole[: len(whole) // 2],
+        "damaged.png": kept["big.png"][:400] + bytes(200) + kept["big.png"][600:],
+        "text.jpg": b"no picture" * 50,
+    }
+    for name, content in (kept | converted | unusable).items():
+        (folder / f"1_{name}").write_bytes(content)
+    recipe = recipes(f"data.root={images}", "data.store=original", "data.max_unreadable_share=0.1")
+    data, _ = ingest.prepare(recipe)
+    stored = {row["image"]["path"]: row["image"]["bytes"] for row in all_rows(data)}
+    mine = {path.rsplit("/1_")[1]: stored[path] for path in stored.keys() - before.keys()}
+    assert {path: stored[path] for path in before} == before
+    assert {name: mine[name] for name in kept} == kept
+    assert mine.keys() == kept.keys() | converted.keys()
+    for name in converted:
+        with Image.open(io.BytesIO(mine[name])) as image:
+            assert (image.size, image.mode, image.getexif().get(ExifTags.Base.Orientation, 1)) == ((90, 150), "RGB", 1)
+            assert np.abs(np.asarray(image).astype(int) - np.asarray(picture)).mean() < 16
+    reasons = data.manifest["set_aside"]
+    assert {path.rsplit("/1_")[1] for path in reasons} == unusable.keys() and all(reasons.values())
+    resized, _ = ingest.prepare(recipes(f"data.root={images}", "data.max_unreadable_share=0.1", "data.name=resized"))
+    assert resized.manifest["set_aside"].keys() == reasons.keys()
+
+
+def test_the_stored_form_is_part_of_what_a_data_set_is(recipes: Any, images: Path) -> None:
+    def prepared(*overrides: str) -> tuple[PreparedData, bool]:
+        return ingest.prepare(recipes(f"data.root={images}", *overrides))
+
+    resized, _ = prepared()
+    original, written = prepared("data.store=original")
+    assert written and original.hash != resized.hash
+    assert [resized.manifest[key] for key in ("store", "height", "width")] == ["resized", 64, 32]
+    assert original.manifest["store"] == "original"
+    # One original data set serves every training size.
+    _, written = prepared("data.store=original", "data.height=96", "data.width=48")
+    assert not written
+    again, written = prepared()
+    assert written and again.hash == resized.hash and again.manifest["shards"] == resized.manifest["shards"]
+
+
 def test_too_many_unreadable_images_stop_and_keep_what_was_there(recipes: Any, images: Path) -> None:
     recipe = recipes(f"data.root={images}")
     first, _ = ingest.prepare(recipe)
@@ -301,7 +396,7 @@ def test_a_missing_or_changed_shard_is_named(recipes: Any) -> None:
     shard.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     cache_file(data).unlink(missing_ok=True)
     with pytest.raises(DataError, match="SHA-256"):
-        ImageCache(PreparedData.open(data.location))
+        EncodedCache(PreparedData.open(data.location))
     mended, written = ingest.prepare(recipes())
     assert written and mended.manifest["shards"] == data.manifest["shards"] and shard.read_bytes() == content
     shard.delete()

@@ -162,8 +162,22 @@ def test_the_contact_sheet_shows_stored_images_of_both_modalities(
         assert of["visible"] and of["infrared"]
     # Ten images of one infrared camera and two of the other: both cameras are shown.
     assert all({row["camera"] for row in of["infrared"]} == {"3", "6"} for of in shown.values())
-    assert draw_sheet(data, seed=0) == out.read_bytes()
-    assert draw_sheet(data, seed=1) != out.read_bytes()
+    assert draw_sheet(data, recipes()) == out.read_bytes()
+    assert draw_sheet(data, recipes("seed=1")) != out.read_bytes()
+
+
+def test_images_of_their_original_sizes_are_told_and_drawn(
+    recipes: Any, images: Path, capsys: Any, tmp_path: Path
+) -> None:
+    files = sorted(images.glob("*/*/*.jpg"))
+    for path, size in zip(files, ((90, 150), (40, 50)), strict=False):
+        with Image.open(path) as image:
+            image.resize(size).save(path)
+    data, _ = ingest.prepare(recipes(f"data.root={images}", "data.store=original"))
+    storage, out = f"storage={Path(data.location.url).parents[1]}", tmp_path / "sheet.png"
+    code, markdown, _ = inspect(capsys, storage, "--out", str(out))
+    stored = dict(row for row in tables(markdown)[0])["stored images"]
+    assert code == 0 and stored == f"{len(files)} JPEG colour of 50x40 to 150x90"
 
 
 @pytest.fixture

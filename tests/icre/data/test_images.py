@@ -3,14 +3,18 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from icre.data.images import UnreadableImageError, decode, fit_image
+from icre.data import images
+from icre.data.images import UnreadableImageError, fit_image
 
 HEIGHT, WIDTH = 64, 32
+Prepare = Callable[[bytes], bytes]
 RED, BLUE = (220, 30, 30), (20, 20, 230)
 
 
@@ -29,6 +33,15 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def fit(data: bytes) -> bytes:
     return fit_image(data, height=HEIGHT, width=WIDTH, jpeg_quality=95)
+
+
+def keep(data: bytes) -> bytes:
+    """Fitted to no size."""
+    return fit_image(data, height=None, width=None, jpeg_quality=95)
+
+
+def decode(data: Any, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
+    return images.decode(data, height=height, width=width)
 
 
 def halves(data: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -142,6 +155,35 @@ def test_transparency_is_black(size: tuple[int, int]) -> None:
         assert near(upper, (0, 0, 0), 6) and near(lower, BLUE, 12)
 
 
+# What keeps its own size
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (90, 150), (16, 16), (301, 77)])
+def test_without_a_size_usable_images_keep_their_bytes(kind: str, mode: str, size: tuple[int, int]) -> None:
+    data = encode(picture(*size, mode), kind)
+    assert keep(data) is data
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK", "RGBA", "1", "LA"])
+def test_without_a_size_other_modes_become_rgb_of_their_own_size(mode: str) -> None:
+    kept = Image.open(io.BytesIO(keep(encode(picture(90, 150, mode), "JPEG" if mode == "CMYK" else "PNG"))))
+    assert (kept.format, kept.mode, kept.size) == ("JPEG", "RGB", (90, 150))
+    if mode in ("P", "CMYK", "RGBA"):
+        pixels = np.asarray(kept)
+        assert near(pixels[:60].mean((0, 1)), RED, 12) and near(pixels[90:].mean((0, 1)), BLUE, 12)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_without_a_size_rotated_images_become_upright(mode: str) -> None:
+    stored = picture(90, 150, mode).transpose(Image.Transpose.ROTATE_90)
+    kept = Image.open(io.BytesIO(keep(encode(stored, "JPEG", quality=100, **oriented(stored, 6)))))
+    assert kept.size == (90, 150)
+    assert kept.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    assert np.abs(np.asarray(kept.convert(mode)).astype(int) - np.asarray(picture(90, 150, mode))).mean() < 4
+
+
 # What cannot be used
 
 
@@ -156,39 +198,44 @@ def deep_png(colour_type: int, channels: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+@pytest.mark.parametrize("prepare", [fit, keep])
 @pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
-def test_sixteen_bits_a_channel_are_refused(colour_type: int, channels: int) -> None:
+def test_sixteen_bits_a_channel_are_refused(prepare: Prepare, colour_type: int, channels: int) -> None:
     with pytest.raises(UnreadableImageError, match="8 bits"):
-        fit(deep_png(colour_type, channels))
+        prepare(deep_png(colour_type, channels))
 
 
+@pytest.mark.parametrize("prepare", [fit, keep])
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_wide_pixels_are_refused(dtype: type) -> None:
+def test_wide_pixels_are_refused(prepare: Prepare, dtype: type) -> None:
     data = encode(Image.fromarray(np.full((HEIGHT, WIDTH), 300, dtype)), "TIFF")
     with pytest.raises(UnreadableImageError, match="8 bits"):
-        fit(data)
+        prepare(data)
 
 
+@pytest.mark.parametrize("prepare", [fit, keep])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "WEBP"])
 @pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (90, 150)])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
-def test_truncated_files_are_refused(kind: str, size: tuple[int, int], share: float) -> None:
+def test_truncated_files_are_refused(prepare: Prepare, kind: str, size: tuple[int, int], share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), kind)
     with pytest.raises(UnreadableImageError):
-        fit(data[: int(share * len(data))])
+        prepare(data[: int(share * len(data))])
 
 
+@pytest.mark.parametrize("prepare", [fit, keep])
 @pytest.mark.parametrize("data", [b"", b"no picture\n" * 40, b"\x89PNG\r\n\x1a\n", bytes(5000)])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_what_is_no_image_is_refused(prepare: Prepare, data: bytes) -> None:
     with pytest.raises(UnreadableImageError):
-        fit(data)
+        prepare(data)
 
 
+@pytest.mark.parametrize("prepare", [fit, keep])
 @pytest.mark.parametrize("size", [(15, 40), (40, 15), (1, 1)])
-def test_tiny_images_are_refused(size: tuple[int, int]) -> None:
+def test_tiny_images_are_refused(prepare: Prepare, size: tuple[int, int]) -> None:
     with pytest.raises(UnreadableImageError, match=f"{size[0]}x{size[1]}"):
-        fit(encode(picture(*size)))
+        prepare(encode(picture(*size)))
 
 
 # Decoding
@@ -224,7 +271,7 @@ def test_a_colour_jpeg_decodes_as_pillow_does_bit_for_bit(
     size: tuple[int, int], progressive: bool, quality: int, options: dict[str, object]
 ) -> None:
     data = encode(noise("RGB", *size), "JPEG", quality=quality, progressive=progressive, **options)
-    assert np.array_equal(decode(data), by_pillow(data))
+    assert np.array_equal(decode(data, *size), by_pillow(data))
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -254,6 +301,43 @@ def test_a_jpeg_with_stray_bytes_that_was_kept_still_decodes(mode: str) -> None:
 def test_other_formats_decode_too(kind: str, mode: str) -> None:
     data = encode(noise(mode), kind)
     assert np.array_equal(decode(data), by_pillow(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(90, 150), (WIDTH, HEIGHT + 1), (20, 20), (HEIGHT, WIDTH)])
+def test_another_size_is_resized_as_pillow_does(kind: str, mode: str, size: tuple[int, int]) -> None:
+    data = encode(noise(mode, *size), kind)
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    assert np.array_equal(decode(data), np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA"])
+def test_preparing_resizes_as_reading_does(mode: str) -> None:
+    data = encode(noise(mode, 90, 150), "JPEG" if mode == "CMYK" else "PNG")
+    pixels = by_pillow(data) if mode != "RGBA" else np.asarray(noise("RGB", 90, 150))
+    resized = Image.fromarray(pixels).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    assert fit(data) == encode(resized, "JPEG", quality=95, subsampling=0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (90, 150), (20, 20)])
+def test_pixels_land_in_the_buffer_that_is_given(kind: str, size: tuple[int, int]) -> None:
+    data = encode(noise("RGB", *size), kind)
+    batch = np.full((3, HEIGHT, WIDTH, 3), 7, np.uint8)
+    returned = images.decode(data, height=HEIGHT, width=WIDTH, out=batch[1])
+    assert np.shares_memory(returned, batch)
+    assert np.array_equal(batch[1], decode(data))
+    assert (batch[[0, 2]] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "out",
+    [np.empty((HEIGHT + 1, WIDTH, 3), np.uint8), np.empty((HEIGHT, WIDTH, 3), np.float32), np.empty((HEIGHT, WIDTH))],
+)
+def test_a_buffer_of_another_shape_or_type_is_refused(out: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="out"):
+        images.decode(encode(noise("RGB"), "JPEG"), height=HEIGHT, width=WIDTH, out=out)
 
 
 def test_decoding_what_is_no_image_is_an_error() -> None:
