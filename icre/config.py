@@ -28,6 +28,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
+Workers = Positive | tuple[Positive, Positive]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 
 
@@ -77,14 +78,17 @@ class Data(Section):
     trial: Annotated[int, Field(ge=1, le=10)] = 1
     """Which of RegDB's ten splits; only for source regdb."""
     height: Annotated[int, Field(ge=32, multiple_of=16)] = 288
-    """Stored and trained height in pixels."""
+    """Trained, and by default stored, height in pixels."""
     width: Annotated[int, Field(ge=32, multiple_of=16)] = 144
-    """Stored and trained width in pixels."""
+    """Trained, and by default stored, width in pixels."""
+    store: Literal["resized", "original"] = "resized"
+    """resized: every image is stored at ``height`` x ``width``. original: each at its own size, to be resized whenever
+    it is read; one prepared data set then serves every training size."""
     split: Split = Split()
     shard_mib: PositiveFloat = 128.0
     """Target size of a Parquet shard, MiB; a shard ends where an identity ends."""
     jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
-    """Quality of images that had to be resized; an image that already fits keeps its original bytes."""
+    """Quality of images that had to be resized or converted; one that already fits keeps its original bytes."""
     max_unreadable_share: Share = 0.01
     """Unreadable images are set aside and listed; more than this share of all images stops ``prepare``."""
     synthetic: Synthetic | None = None
@@ -203,8 +207,9 @@ class Train(Section):
     """Epochs."""
     steps_per_epoch: Positive | None = None
     """None: images of the larger modality / (P·K of that modality), as the field counts an epoch."""
-    workers: Positive = 1
-    """Training processes; each takes an equal cut of every global batch."""
+    workers: Workers = 1
+    """Training processes; each takes its cut of every global batch. [min, max]: as many as the cluster has room for,
+    now and later."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     """0: train on CPU."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -213,12 +218,38 @@ class Train(Section):
     """Decode tasks in flight for each worker; Ray places them on any node with a free CPU."""
     loader_cpus: PositiveFloat = 1.0
     """Logical CPUs that Ray reserves for each decode task."""
+    cache: Literal["encoded", "decoded"] = "encoded"
+    """What a node keeps on its disk. encoded: all images, decoded by tasks again and again. decoded: the pixels of the
+    training images; for data sets that fit, batches then cost no decoding and no tasks."""
     sync_batch_norm: bool = True
     """Batch statistics over the global batch, so that N workers equal one."""
     validate_every: Positive = 1
     """Epochs between validations on the held-out training identities."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Times that lost workers are replaced, and training goes on from the last checkpoint."""
+    """Times that lost workers are replaced, and training goes on from the last checkpoint; preemptions announced by the
+    cluster do not count."""
+    max_skipped_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps whose loss or gradient is not finite that are left out and counted before training stops."""
+    step_timeout_s: PositiveFloat = 1800.0
+    """Seconds without a finished step after which a worker counts as hung: it prints its stacks and is replaced."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most training processes."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+
+class Checkpoints(Section):
+    """When a checkpoint is written, always in the background, and which ones are kept."""
+
+    minutes: PositiveFloat | None = 10.0
+    """Minutes between checkpoints inside an epoch; None: at the ends of epochs alone."""
+    keep: Positive = 2
+    """Newest checkpoints that are kept."""
+    keep_every: Positive | None = None
+    """Every so many epochs one is kept for good; None: none but the newest and the best."""
+    best: Literal["mAP", "rank1", "mINP"] = "mAP"
+    """What chooses ``best``: this metric on the validation identities, mean of both directions."""
 
 
 class Compute(Section):
@@ -258,6 +289,16 @@ class Evaluation(Section):
     """0: embed on CPU."""
 
 
+class Telemetry(Section):
+    """Where else a training tells how it goes; its live metrics, its summary and TensorBoard's files need no setting.
+    Credentials are no part of an address: MLflow reads its own from MLFLOW_TRACKING_USERNAME and _PASSWORD."""
+
+    mlflow: Annotated[str, Field(pattern=r"^[^@\s]+$")] | None = None
+    """MLflow tracking URI, such as http://host:5000; needs the extra ``mlflow``. None: off."""
+    pushgateway: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    """Prometheus Pushgateway that gets the summary of a run that ended, such as http://host:9091. None: off."""
+
+
 class Recipe(Section):
     """Everything that decides a run."""
 
@@ -277,8 +318,10 @@ class Recipe(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     train: Train = Train()
+    checkpoints: Checkpoints = Checkpoints()
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
+    telemetry: Telemetry = Telemetry()
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> Recipe:
@@ -310,16 +353,19 @@ class Recipe(Section):
             m.weights is not None or m.weights_sha256 is None,
             "model.weights_sha256 is given without model.weights: name the file, or remove the checksum",
         )
+        fewest, most = t.worker_range
+        yield fewest <= most, f"train.workers={[fewest, most]}: the first is the minimum, the second the maximum"
         yield (
-            self.batch.identities % t.workers == 0,
-            f"batch.identities={self.batch.identities} must be a multiple of train.workers={t.workers}: "
-            "each worker takes an equal number of identities",
+            self.batch.identities >= most,
+            f"batch.identities={self.batch.identities} must be at least train.workers={most}: "
+            "each worker takes whole identities of a batch",
         )
-        yield (
-            self.compute.micro_batches == 1 or self.batch.identities % (t.workers * self.compute.micro_batches) == 0,
-            f"batch.identities={self.batch.identities} must be a multiple of train.workers={t.workers} x "
-            f"compute.micro_batches={self.compute.micro_batches}: every part holds whole identities",
-        )
+        for workers in range(fewest, most + 1) if self.compute.micro_batches > 1 else ():
+            yield (
+                self.batch.identities % (workers * self.compute.micro_batches) == 0,
+                f"batch.identities={self.batch.identities} must be a multiple of train.workers={workers} x "
+                f"compute.micro_batches={self.compute.micro_batches}: every part holds whole identities",
+            )
         yield (
             not (self.compute.compile and self.compute.checkpoint_activations),
             "compute.compile=true with compute.checkpoint_activations=true: choose one; "

@@ -58,3 +58,13 @@ class ProtocolError(UserError):
 
 class TrainingError(IcreError):
     """Training stopped: a loss that is not finite, a worker lost for good, a count that does not add up."""
+
+
+class NotFiniteError(TrainingError):
+    """A step's loss or gradient is not finite; the step changed no weight."""
+
+
+class StoppedError(IcreError):
+    """Asked to stop (SIGTERM) and stopped in order; the same work can go on later. Exit code 143, as shells have it."""
+
+    exit_code = 143

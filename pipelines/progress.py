@@ -7,47 +7,106 @@ anything else gets a plain line every half minute.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from icre.errors import TrainingError
+from icre.errors import IcreError
 
 PLAIN_INTERVAL_S = 30.0
 POLL_INTERVAL_S = 0.5
+POST_INTERVAL_S = 0.5
 
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the newest state; a reader never waits for the worker, nor the worker for a reader."""
+    """Between the driver and worker 0; neither waits for the other."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
-        self.error: TrainingError | None = None
+        self.posted: float | None = None
+        self.restarts: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.has_started = self.stopping = False
+        self.outcome: IcreError | None = None
 
-    def post(self, state: dict[str, Any]) -> None:
-        """Replace the state."""
-        self.state = state
+    def post(self, state: dict[str, Any]) -> bool:
+        """Replace the state; whether training is asked to stop."""
+        if self.restarts and self.restarts[-1]["seconds"] is None and self.posted is not None:
+            self.restarts[-1]["seconds"] = round(time.monotonic() - self.posted, 1)
+        self.state, self.posted = state, time.monotonic()
+        return self.stopping
 
-    def read(self) -> dict[str, Any]:
-        """The state that was posted last; empty before the first."""
-        return self.state
+    def note(self, text: str) -> None:
+        """Something that whoever started the training should read now."""
+        self.notes.append(text)
 
-    def fail(self, error: TrainingError) -> None:
-        """Say why training ended early."""
-        self.error = error
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        """The state that was posted last, empty before the first; and all notes."""
+        return self.state, self.notes
 
-    def failure(self) -> TrainingError | None:
+    def history(self) -> list[dict[str, Any]]:
+        """Every restart: from which step, how many steps are repeated, after how many seconds; as far as posts tell."""
+        return self.restarts
+
+    def started(self, step: int) -> int:
+        """The workers start, from the checkpoint of ``step``; how often they were started before."""
+        if self.has_started:
+            repeated = max(0, self.state.get("step", step) - step)
+            self.restarts.append({"from_step": step, "repeated": repeated, "seconds": None})
+            self.note(f"workers were lost; training goes on from step {step}, {repeated} steps are repeated")
+        self.has_started = True
+        return len(self.restarts)
+
+    def stop(self) -> None:
+        """Ask training to write a checkpoint and end."""
+        self.stopping = True
+
+    def end(self, outcome: IcreError) -> None:
+        """Say why training ended early; the first reason counts, others follow from it."""
+        self.outcome = self.outcome or outcome
+
+    def ended(self) -> IcreError | None:
         """Why training ended early, or None."""
-        return self.error
+        return self.outcome
+
+
+def board_here() -> ActorHandle[Any]:
+    """A board on the driver's own node: it lives as long as the driver, whatever becomes of the others."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: ActorHandle[Any] = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return board
+
+
+class Poster:
+    """Worker 0's end: posts now and then, and learns from the answers, later and without waiting."""
+
+    def __init__(self, board: ActorHandle[Any]) -> None:
+        self._board, self._posted, self._answer = board, -math.inf, None
+
+    def post(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Post ``state()`` if the last time is long enough ago."""
+        now = time.monotonic()
+        if now - self._posted > POST_INTERVAL_S:
+            self._posted, self._answer = now, self._board.post.remote(state())
+
+    @property
+    def is_stop_asked(self) -> bool:
+        """As of the newest answer that is there."""
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        return bool(ray.get(self._answer))
 
 
 class Rate:
@@ -99,20 +158,29 @@ def format_line(label: str, state: dict[str, Any]) -> str:
 
 
 def _show(board: ActorHandle[Any], label: str, done: threading.Event) -> None:
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with Live(Text(f"{label}: starting"), console=console, transient=True, auto_refresh=False) as live:
-            while not done.wait(POLL_INTERVAL_S):
-                live.update(Text(_line(board, label), overflow="ellipsis", no_wrap=True), refresh=True)
-        return
-    while not done.wait(PLAIN_INTERVAL_S):
-        print(_line(board, label), file=sys.stderr, flush=True)
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    told = 0
+    shown = time.monotonic()
+    with Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            ended = done.wait(POLL_INTERVAL_S)
+            line, notes = _news(board, label)
+            for note in notes[told:]:
+                console.print(f"{label}: {note}", markup=False)
+            told = max(told, len(notes))
+            if ended:
+                return
+            if live is not None:
+                live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
+            elif time.monotonic() - shown >= PLAIN_INTERVAL_S:
+                shown = time.monotonic()
+                print(line, file=sys.stderr, flush=True)
 
 
-def _line(board: ActorHandle[Any], label: str) -> str:
+def _news(board: ActorHandle[Any], label: str) -> tuple[str, list[str]]:
     try:
-        state: Any = ray.get(board.read.remote(), timeout=5)
+        state, notes = cast(Any, ray.get(board.read.remote(), timeout=5))
     except ray.exceptions.RayError:
         # The line is a courtesy: whatever happened to the cluster is reported by the training itself.
-        return f"{label}: no news from the workers"
-    return format_line(label, state)
+        return f"{label}: no news from the workers", []
+    return format_line(label, state), notes

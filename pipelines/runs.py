@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from icre import config
-from icre.errors import DataError, UserError, WeightsError
+from icre.errors import DataError, IcreError, UserError, WeightsError
 from icre.training import checkpoint
 from pipelines.prepared import PreparedData
 from pipelines.storage import Storage
@@ -38,6 +38,15 @@ PACKAGES = ("torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "simplejpeg", 
 def print_warning(message: str) -> None:
     """On standard error, which for a worker is its log."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def warned_of(kind: type[IcreError]) -> Iterator[None]:
+    """An error of ``kind`` in the body is a warning: for what must not hide, or stop, something more important."""
+    try:
+        yield
+    except kind as error:
+        print_warning(str(error))
 
 
 @dataclass(frozen=True)
@@ -65,12 +74,12 @@ class Run:
 
     @property
     def state(self) -> str | None:
-        """running, finished or failed, as last written; None for a run that has not started."""
+        """running, finished, stopped or failed, as last written; None for a run that has not started."""
         path = self.location / "status.json"
         return str(path.read_json()["state"]) if path.exists() else None
 
     def write_status(self, state: str, **details: Any) -> None:
-        """state: running, finished or failed."""
+        """state: running, finished, stopped (in order, to go on later) or failed."""
         (self.location / "status.json").write_json({"state": state, "updated": now(), **details})
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -44,7 +44,8 @@ class Demand:
     @classmethod
     def of_training(cls, train: config.Train) -> Demand:
         """Workers and their decode tasks."""
-        return cls(train.workers * (train.cpus_per_worker + train.loaders * train.loader_cpus))
+        loaders = train.loaders * train.loader_cpus if train.cache == "encoded" else 0
+        return cls(train.worker_range[1] * (train.cpus_per_worker + loaders))
 
     @classmethod
     def of_embedding(cls, evaluation: config.Evaluation) -> Demand:
@@ -69,6 +70,8 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
         attached = bool(os.environ.get("RAY_ADDRESS"))
         started: dict[str, Any] = {}
         if not attached:
+            # Without this, Ray would join whatever cluster was started last on this machine.
+            started["address"] = "local"
             started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus), MIN_LOGICAL_CPUS)
         session: Any = ray.init(log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **started)
         context = ray.data.DataContext.get_current()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import tempfile
 import textwrap
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import ray
 import typer
+from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -18,17 +22,18 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from icre import config
 from icre.data.plan import plan_epoch
 from icre.data.records import MODALITIES
-from icre.errors import ConfigError, DataError, IcreError, TrainingError, UserError
+from icre.errors import ConfigError, DataError, IcreError, StoppedError, StorageError, TrainingError, UserError
 from icre.training.checkpoint import progress_of
 from pipelines import runs
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.networks import initial_network
 from pipelines.prepare import describe_counts
 from pipelines.prepared import PreparedData
-from pipelines.progress import Board, follow
-from pipelines.runs import Run
+from pipelines.progress import board_here, follow
+from pipelines.runs import Run, warned_of
 from pipelines.session import Demand, ray_session, upload_logs
 from pipelines.storage import Storage
+from pipelines.telemetry_prometheus import write_summary
 from pipelines.trainer import Job, train_worker
 
 Resume = Annotated[
@@ -83,10 +88,15 @@ def plan(recipe: config.Recipe, name: str | None) -> str:
             describe_counts(data.manifest["counts"]),
             f"\nclasses: {len(data.classes)}",
             f"steps: {recipe.train.epochs} epochs x {steps} = {recipe.train.epochs * steps}, "
-            f"of {recipe.batch.size} images over {recipe.train.workers} workers",
+            f"of {recipe.batch.size} images over {_workers(recipe.train)} workers",
             f"would write: {run.url}",
         ]
     )
+
+
+def _workers(train: config.Train) -> str:
+    fewest, most = train.worker_range
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
@@ -165,8 +175,9 @@ def _unfinished(recipe: config.Recipe, storage: Storage) -> Run | None:
 
 
 def _differing(run: Run, recipe: config.Recipe) -> set[str]:
-    # Where the storage is, and how it is written, is not a setting of the training.
-    return config.differences(run.recipe, as_started(recipe)).keys() - {"storage"}
+    # Where the storage is, and who is told of the training, is not a setting of it.
+    differing = config.differences(run.recipe, as_started(recipe))
+    return {key for key in differing if key != "storage" and not key.startswith("telemetry.")}
 
 
 def _unfinished_named(recipe: config.Recipe, storage: Storage, name: str) -> Run | None:
@@ -195,7 +206,8 @@ def ray_session_for(run: Run, demand: Demand) -> Iterator[None]:
             with ray_session(Path(scratch), demand=demand):
                 yield
         finally:
-            upload_logs(Path(scratch), run.location / "logs")
+            with warned_of(StorageError):
+                upload_logs(Path(scratch), run.location / "logs")
 
 
 def execute(run: Run) -> None:
@@ -203,7 +215,7 @@ def execute(run: Run) -> None:
     recipe = run.recipe
     data = open_data(recipe)
     run.write_status("running")
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = board_here()
     job = Job(
         recipe=recipe.to_dict(),
         run=run.location.url,
@@ -211,19 +223,51 @@ def execute(run: Run) -> None:
         steps_per_epoch=steps_per_epoch(recipe, data),
         board=board,
     )
+    started = time.monotonic()
     try:
-        with follow(board, "train"):
+        with follow(board, "train"), _stopping_on_sigterm(board):
             _trainer(recipe, run, job).fit()
-            failure = ray.get(board.failure.remote())
+            failure = cast(IcreError | None, ray.get(board.ended.remote()))
     except TrainingFailedError as error:
         failure = explain(error)
     except KeyboardInterrupt:
         run.write_status("failed", error="stopped by Ctrl-C")
         raise
+    restarts = cast(Any, ray.get(board.history.remote()))
+    seconds = time.monotonic() - started
     if failure is not None:
-        run.write_status("failed", error=str(failure))
+        state = "stopped" if isinstance(failure, StoppedError) else "failed"
+        # The storage may be what failed: then the reason matters more than that it cannot be written down.
+        with warned_of(StorageError):
+            run.write_status(state, error=str(failure), restarts=restarts)
+            write_summary(run, succeeded=False, seconds=seconds)
         raise failure
-    run.write_status("finished")
+    write_summary(run, succeeded=True, seconds=seconds)
+    run.write_status("finished", restarts=restarts)
+
+
+@contextlib.contextmanager
+def _stopping_on_sigterm(board: ActorHandle[Any]) -> Iterator[None]:
+    """SIGTERM, as a cluster sends it before it takes a machine away: a checkpoint, then an end in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread alone
+        return
+    asked, over = threading.Event(), threading.Event()
+
+    def pass_on() -> None:
+        asked.wait()
+        if not over.is_set():
+            ray.get(board.stop.remote())
+
+    # Ray is not called inside the handler, which interrupts Ray's own wait for the training.
+    threading.Thread(target=pass_on, daemon=True).start()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        over.set()
+        asked.set()
 
 
 def explain(error: TrainingFailedError) -> IcreError:
@@ -243,7 +287,9 @@ def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
         train_worker,
         train_loop_config=dict(job),
         scaling_config=ScalingConfig(
-            num_workers=train.workers, use_gpu=bool(train.gpus_per_worker), resources_per_worker=resources
+            num_workers=train.workers,  # type: ignore[arg-type]  # Ray's annotation lacks the pair of elastic counts
+            use_gpu=bool(train.gpus_per_worker),
+            resources_per_worker=resources,
         ),
         # Ray Train's storage is the run's checkpoints/, so what it persists is what a person finds there.
         run_config=RunConfig(
@@ -276,7 +322,8 @@ def _check_validation(data: PreparedData) -> None:
 
 
 def _check_size(recipe: config.Recipe, data: PreparedData) -> None:
-    for key in ("height", "width"):
+    resized = data.manifest.get("store", "resized") == "resized"
+    for key in ("height", "width") if resized else ():
         asked, stored = getattr(recipe.data, key), data.manifest[key]
         if asked != stored:
             raise ConfigError(

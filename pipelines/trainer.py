@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import random
-import tempfile
+import faulthandler
+import sys
 import time
-from dataclasses import replace
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any, TypedDict, cast
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from icre import config
-from icre.data.augmentation import normalise
-from icre.errors import TrainingError
-from icre.evaluation import FolderProtocol, run_protocol
-from icre.model.network import ICRENetwork
-from icre.training import checkpoint, compute, distributed
-from icre.training.checkpoint import Progress
-from icre.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
-from icre.training.step import train_step
-from pipelines.feed import Feed, load_images
-from pipelines.networks import initial_network
+from icre.errors import DataError, StoppedError, TrainingError
+from icre.training import distributed
+from pipelines.caches import EncodedCache
+from pipelines.feed import Feed
 from pipelines.prepared import PreparedData
-from pipelines.progress import Rate
-from pipelines.runs import Run
+from pipelines.progress import Poster, Rate
+from pipelines.runs import Run, print_warning
+from pipelines.saver import Saver
 from pipelines.storage import Storage
+from pipelines.telemetry import Telemetry
+from pipelines.worker import Worker
 
-POST_INTERVAL_S = 0.5
+LOOK_INTERVAL_S = 5.0
+"""Between looks at whether the cluster is about to take a node away."""
 
 
 class Job(TypedDict):
@@ -49,222 +43,160 @@ class Job(TypedDict):
 def train_worker(settings: dict[Any, Any]) -> None:
     """Train from the run's last checkpoint, or from the start, to the last epoch. settings: a :class:`Job`.
 
-    A TrainingError happens on every worker at the same step and would happen again: it is handed to the driver
-    instead of being raised, because Ray Train answers an exception by starting over.
+    What every worker meets at the same step, and would meet again, is handed to the driver instead of being raised,
+    because Ray Train answers an exception by starting over.
     """
     job = cast(Job, settings)
     try:
         _train(job)
-    except TrainingError as error:
-        ray.get(job["board"].fail.remote(error))
+    except (TrainingError, StoppedError) as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            ray.get(job["board"].end.remote(error))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _train(job: Job) -> None:
     recipe = config.parse_recipe(job["recipe"], where="the driver")
     data = PreparedData.open(Storage(job["data"]))
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
+    rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     device = ray.train.torch.get_device()
-    _seed_everything(recipe.seed)
     torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
-
-    worker = _Worker.start(recipe, Run(Storage(job["run"])), data, rank=rank, device=device)
-    feed = Feed(job["data"], recipe, job["steps_per_epoch"], rank, world_size)
-    total = recipe.train.epochs * job["steps_per_epoch"]
-    rate = Rate(step=worker.progress.step, total=total)
-    asked = posted = time.monotonic()
-    for batch in feed.batches(start=worker.progress.step, stop=total, device=device):
-        received = time.monotonic()
-        epoch, step_in_epoch = divmod(worker.progress.step, job["steps_per_epoch"])
-        terms = worker.step(batch, epoch, step_in_epoch / job["steps_per_epoch"])
-        finished = time.monotonic()
-        worker.record_step(terms, epoch, seconds=finished - asked, waited=received - asked)
-        if rank == 0 and finished - posted > POST_INTERVAL_S:
-            posted = finished
-            job["board"].post.remote(worker.state(epoch, total, rate.eta_s(worker.progress.step)))
-        if worker.progress.step % job["steps_per_epoch"] == 0:
-            worker.end_epoch(epoch, last=worker.progress.step == total)
+    _watch(recipe)
+    _check_images(data, job, device)
+    worker = Worker.start(
+        recipe,
+        Run(Storage(job["run"])),
+        data,
+        steps_per_epoch=job["steps_per_epoch"],
+        device=device,
+        warn=job["board"].note.remote if rank == 0 else print_warning,
+    )
+    feed = Feed(data, recipe, job["steps_per_epoch"], rank, world_size)
+    with ExitStack() as stack:
+        lead: _Lead | None = None
+        if rank == 0:
+            told = stack.enter_context(Telemetry.open(recipe, worker.run, history=worker.metrics))
+            lead = _Lead(worker, job, told)
+            stack.callback(lead.saver.wait)
         asked = time.monotonic()
+        for batch in feed.batches(start=worker.progress.step, stop=worker.total_steps, device=device):
+            received = time.monotonic()
+            row = worker.step(batch)
+            worker.record(row, seconds=time.monotonic() - asked, waited=received - asked)
+            improved = worker.end_epoch() if worker.is_epoch_over else None
+            if lead is not None:
+                lead.after_step(improved=improved)
+            _heed_notices(lead, device)
+            _watch(recipe)
+            asked = time.monotonic()
+        if lead is not None:
+            lead.finish()
 
 
-class _Worker:
-    """The mutable state of one training process."""
+class _Lead:
+    """What worker 0 does beside training: checkpoints, news for the driver, telemetry."""
 
-    def __init__(
-        self,
-        recipe: config.Recipe,
-        run: Run,
-        data: PreparedData,
-        network: ICRENetwork,
-        optimizer: torch.optim.Optimizer,
-        *,
-        rank: int,
-        device: torch.device,
-    ) -> None:
-        self.recipe, self.run, self.data = recipe, run, data
-        self.network, self.optimizer = network, optimizer
-        self.rank, self.device = rank, device
-        self.scaler = compute.gradient_scaler(recipe.compute, device)
-        self.progress = Progress(step=0, best_metric=None, best_step=None)
-        self.metrics: list[dict[str, Any]] = []
-        self.model: nn.Module = network
+    def __init__(self, worker: Worker, job: Job, telemetry: Telemetry) -> None:
+        self.worker = worker
+        self.poster = Poster(job["board"])
+        self.rate = Rate(step=worker.progress.step, total=worker.total_steps)
+        self.telemetry = telemetry
+        telemetry.restarted(ray.get(job["board"].started.remote(worker.progress.step)))
+        self.stalled = 0.0
+        self.saver = Saver(
+            worker.run,
+            worker.recipe.checkpoints,
+            steps_per_epoch=job["steps_per_epoch"],
+            done=self._saved,
+            warn=job["board"].note.remote,
+        )
+        self.looked = time.monotonic()
+        self.preemption: Any = None
 
-    @classmethod
-    def start(cls, recipe: config.Recipe, run: Run, data: PreparedData, *, rank: int, device: torch.device) -> _Worker:
-        """Build everything, load the newest checkpoint if the run has one, and join the process group."""
-        network = initial_network(recipe, classes=len(data.classes))
-        if recipe.train.sync_batch_norm and distributed.world_size() > 1:
-            distributed.synchronise_batch_norm(network)
-        network.to(device)
-        compute.arrange(network, recipe.compute)
-        optimizer = build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision)
-        worker = cls(recipe, run, data, network, optimizer, rank=rank, device=device)
-        worker._resume()
-        if recipe.compute.compile:
-            compute.compile_network(network, device)
-        if distributed.world_size() > 1:
-            # Without `device_ids` the mask of the modalities stays on the CPU, where a look at it waits for no GPU.
-            worker.model = DistributedDataParallel(network, forward_sync_buffers=False)
-        return worker
+    def after_step(self, *, improved: bool | None) -> None:
+        """improved: whether the validation at an epoch's end was the best so far; None inside an epoch."""
+        worker = self.worker
+        for row in worker.new_rows():
+            if row["kind"] == "step":
+                self.telemetry.step(row)
+            elif row["kind"] == "validation":
+                self.telemetry.validation(row)
+        if improved is not None or self.saver.is_due:
+            self.save(improved=bool(improved))
+        self.poster.post(lambda: worker.state(self.rate.eta_s(worker.progress.step)))
 
-    def step(self, batch: Any, epoch: int, fraction: float) -> dict[str, float]:
-        """One optimiser step; the loss terms."""
-        self.model.train()
-        set_learning_rate(self.optimizer, learning_rate_factor(epoch + fraction, self.recipe.schedule))
-        terms = train_step(self.model, self.optimizer, batch, recipe=self.recipe, epoch=epoch, scaler=self.scaler)
-        self.progress = replace(self.progress, step=self.progress.step + 1)
-        return terms
+    def save(self, *, improved: bool = False) -> None:
+        """Hand a snapshot to the saver; the time until it has it is the time that training stands still."""
+        started = time.monotonic()
+        self.saver.wait()
+        snapshot = self.worker.snapshot()
+        self.stalled = time.monotonic() - started
+        self.saver.save(snapshot, self.worker.metrics, improved=improved)
 
-    def record_step(self, terms: dict[str, float], epoch: int, *, seconds: float, waited: float) -> None:
-        """Keep one line of metrics.jsonl; seconds include ``waited``, the time until the batch was there."""
-        self.metrics.append(
-            {
-                "kind": "step",
-                "step": self.progress.step,
-                "epoch": epoch,
-                "lr": self.optimizer.param_groups[-1]["lr"],
-                **terms,
-                "images_per_s": self.recipe.batch.size / seconds,
-                "data_wait_s": waited,
-            }
+    def notices(self) -> list[bool]:
+        """Whether all should stop, and whether all should look for a preemption."""
+        look = time.monotonic() - self.looked > LOOK_INTERVAL_S
+        return [self.poster.is_stop_asked or self.saver.error is not None, look]
+
+    def stop(self) -> None:
+        """End all workers at this step. Raises StoppedError, or TrainingError when checkpoints cannot be written."""
+        step, run = self.worker.progress.step, self.worker.run
+        if self.saver.error is None:
+            self.save()
+            self.saver.wait()
+        if self.saver.error is not None:
+            raise self.saver.error
+        raise StoppedError(
+            f"run {run.name} stopped after step {step} of {self.worker.total_steps}, as it was asked to",
+            hint=f"`icre train --resume {run.name}` goes on",
         )
 
-    def end_epoch(self, epoch: int, *, last: bool) -> None:
-        """Validate when it is due, then write a checkpoint and let ``last`` and, if so, ``best`` point to it."""
-        improved = False
-        if last or (epoch + 1) % self.recipe.train.validate_every == 0:
-            improved = self._validate(epoch)
-        folder = f"step-{self.progress.step:08d}"
-        metrics = {"step": self.progress.step, "epoch": epoch}
-        if self.rank != 0:
-            ray.train.report(metrics, checkpoint=None, checkpoint_dir_name=folder)
-            return
-        with tempfile.TemporaryDirectory(prefix="icre-checkpoint-") as scratch:
-            checkpoint.write_checkpoint(
-                Path(scratch),
-                network=self.network,
-                optimizer=self.optimizer,
-                progress=self.progress,
-                classes=len(self.data.classes),
-                scaler=self.scaler,
-            )
-            saved = ray.train.Checkpoint.from_directory(scratch)
-            ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=folder)
-        # Lines of steps that a checkpoint does not hold would come twice after a restart: write both together.
-        self.run.write_metrics(self.metrics)
-        before = self.run.reference("last")
-        self.run.point("last", folder)
-        if improved:
-            self.run.point("best", folder)
-        self.run.remove_checkpoints(but={before, folder, self.run.reference("best")})
+    def finish(self) -> None:
+        """The last checkpoint is the result: nothing is finished before it is durable."""
+        self.saver.wait()
+        if self.saver.failed:
+            self.save(improved=self.worker.progress.best_step == self.worker.progress.step)
+            self.saver.wait()
+        if self.saver.error is not None:
+            raise self.saver.error
 
-    def state(self, epoch: int, total: int, eta_s: float | None) -> dict[str, Any]:
-        """For the progress line: averages over the newest steps."""
-        steps = [row for row in self.metrics[-50:] if row["kind"] == "step"]
-        seconds = sum(self.recipe.batch.size / row["images_per_s"] for row in steps)
-        validations = [row for row in self.metrics if row["kind"] == "validation"]
-        terms = {k: v for k, v in steps[-1].items() if k == "loss" or k.startswith(("id", "icg"))}
-        return {
-            "epoch": epoch,
-            "epochs": self.recipe.train.epochs,
-            "step": self.progress.step,
-            "steps": total,
-            "terms": terms,
-            "images_per_s": len(steps) * self.recipe.batch.size / seconds,
-            "data_wait_share": sum(row["data_wait_s"] for row in steps) / seconds,
-            "val_mAP": validations[-1]["mAP"] if validations else None,
-            "eta_s": eta_s,
-        }
+    def heed(self, preemption: Any) -> None:
+        """A node will be taken away: have a checkpoint of this very step, and train on until it is."""
+        self.looked = time.monotonic()
+        if preemption is not None and preemption != self.preemption:
+            self.save()
+        self.preemption = preemption
 
-    def _resume(self) -> None:
-        with self.run.newest_checkpoint() as found:
-            if found is None:
-                return
-            folder, meta = found
-            checkpoint.load_network(self.network, folder)
-            checkpoint.load_optimizer(self.optimizer, folder)
-            checkpoint.load_scaler(self.scaler, meta)
-        self.progress = checkpoint.progress_of(meta)
-        self.metrics = [row for row in self.run.metrics() if row["step"] <= self.progress.step]
-
-    def _validate(self, epoch: int) -> bool:
-        """Rank the held-out training identities; whether mAP, mean of both directions, is the best so far."""
-        rows = self.data.rows_of("val")
-        if not rows:
-            return True
-        with compute.uncompiled(self.recipe.compute):
-            features = _embed(self.network, self.data, rows, self.recipe.evaluation.batch_size, self.device)
-        labels = self.data.labels.take(rows)
-        settings = self.recipe.evaluation
-        results = run_protocol(
-            features,
-            labels["identity"].to_pylist(),
-            labels["camera"].to_pylist(),
-            labels["modality"].to_pylist(),
-            labels["path"].to_pylist(),
-            FolderProtocol(
-                trials=settings.trials,
-                shots=settings.shots,
-                camera_rule=settings.camera_rule,
-                cmc=settings.cmc,
-                seed=self.recipe.seed,
-            ),
-        )
-        means = [result.mean() for result in results.values()]
-        row = {key: float(np.mean([mean[key] for mean in means])) for key in ("rank1", "mAP", "mINP")}
-        self.metrics.append({"kind": "validation", "step": self.progress.step, "epoch": epoch, **row})
-        if self.progress.best_metric is not None and row["mAP"] <= self.progress.best_metric:
-            return False
-        self.progress = replace(self.progress, best_metric=row["mAP"], best_step=self.progress.step)
-        return True
+    def _saved(self, saved: Any) -> None:
+        self.telemetry.checkpoint(seconds=saved.seconds, stall_seconds=self.stalled, step=saved.step)
 
 
-def _embed(
-    network: ICRENetwork, data: PreparedData, rows: list[int], batch_size: int, device: torch.device
-) -> torch.Tensor:
-    """(len(rows), D) retrieval features; each worker embeds every W-th row, all workers get all of them."""
-    rank = torch.distributed.get_rank() if distributed.world_size() > 1 else 0
-    world = distributed.world_size()
-    # Padded with repeats so that every worker gathers the same number; the repeats are cut off again below.
-    padded = rows + rows[: -len(rows) % world]
-    mine = padded[rank::world]
-    infrared = [m == "infrared" for m in data.labels["modality"].take(mine).to_pylist()]
-    network.eval()
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(mine), batch_size):
-            chunk = slice(start, start + batch_size)
-            pixels = normalise(load_images(data, mine[chunk]).to(device))
-            parts.append(network.embed(pixels, torch.tensor(infrared[chunk], device=device)))
-    gathered = distributed.gather(torch.cat(parts)).cpu()
-    features = gathered.view(world, -1, gathered.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
-    if len(features) != len(rows):
-        raise TrainingError(f"{len(features)} features for {len(rows)} validation images")
-    return features
+def _heed_notices(lead: _Lead | None, device: torch.device) -> None:
+    """What only worker 0 knows and all must act on at the same step."""
+    stop, look = distributed.any_worker(lead.notices() if lead else [False, False], device)
+    if look:
+        preemption = ray.train.get_preemption_info()
+        if lead is not None:
+            lead.heed(preemption)
+    if stop:
+        if lead is not None:
+            lead.stop()
+        raise StoppedError("asked to stop")
 
 
-def _seed_everything(seed: int) -> None:
-    # Batches, augmentation and weights have generators of their own; this is for whatever a library draws.
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def _check_images(data: PreparedData, job: Job, device: torch.device) -> None:
+    """Every node verifies all shards as it copies them. Raises on all workers when one of them finds a damaged one."""
+    problem: DataError | None = None
+    try:
+        EncodedCache(data)
+    except DataError as error:
+        problem = error
+        ray.get(job["board"].end.remote(problem))  # before rank 0 says that training ended
+    if distributed.any_worker([problem is not None], device)[0]:
+        raise StoppedError("images are damaged")
+
+
+def _watch(recipe: config.Recipe) -> None:
+    """Print every thread's stack and die if there is no next call in time; a hung worker is then replaced."""
+    faulthandler.dump_traceback_later(recipe.train.step_timeout_s, exit=True, file=sys.__stderr__ or 2)

@@ -23,6 +23,7 @@ def objective(
     pids_G: Tensor,
     infrared_G: Tensor,
     *,
+    id_weight: float = 1.0,
     icg_weight: float = 1.0,
     rho1: float = 0.1,
     rho2: float = 0.7,
@@ -36,14 +37,15 @@ def objective(
     ``loss`` = ``id`` + λ (``icg_pull`` + ``icg_push``) + ``triplet``, λ being ``icg_weight``. λ = 0 drops
     ICG, ``triplet=None`` the triplet; both together leave the identity loss alone.
 
-    ``id`` is the cross-entropy of this worker's rows. The metric losses see the global batch: gather features
-    with an all-gather whose backward adds up the workers' gradients; averaging parameter gradients over the
-    workers, as DDP does, then gives those of one worker with the whole batch. With one worker B = G.
+    ``id`` is the cross-entropy of this worker's rows, times ``id_weight``: the worker's share of the global batch,
+    times the number of workers, so that the workers' mean is the mean of all rows. The metric losses see the global
+    batch: gather features with an all-gather whose backward adds up the workers' gradients; averaging parameter
+    gradients over the workers, as DDP does, then gives those of one worker with the whole batch. With one worker B = G.
 
     ``centers`` is ICG's reading of them; ``normalize`` scales the features of ICG and of the triplet to length 1;
     ``margin`` is of "batch_hard" and "hetero_center". An unknown ``triplet`` or ``centers`` raises ValueError.
     """
-    terms = {"id": F.cross_entropy(logits_BC.float(), labels_B)}
+    terms = {"id": id_weight * F.cross_entropy(logits_BC.float(), labels_B)}
     loss = terms["id"]
     if icg_weight:
         icg = icg_loss(features_GD, pids_G, infrared_G, rho1=rho1, rho2=rho2, normalize=normalize, centers=centers)

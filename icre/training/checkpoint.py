@@ -33,23 +33,45 @@ class Progress:
     best_step: int | None
 
 
-def write_checkpoint(
-    folder: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """All of a checkpoint, copied to the CPU at one moment; training may go on while it is written."""
+
+    network: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    progress: Progress
+    classes: int
+    scaler: dict[str, Any] | None
+
+
+def take_snapshot(
     *,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     classes: int,
     scaler: torch.amp.GradScaler | None = None,
-) -> None:
+) -> Snapshot:
+    """What training looks like between two steps. Takes the time of one copy of the weights and the momentum."""
+    enabled = scaler is not None and scaler.is_enabled()
+    return Snapshot(
+        network=_copied(network.state_dict()),
+        optimizer=_copied(optimizer.state_dict()),
+        progress=progress,
+        classes=classes,
+        scaler=dict(scaler.state_dict()) if scaler is not None and enabled else None,
+    )
+
+
+def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Write the three files; ``checkpoint.json``, with sizes and SHA-256 of the others, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / NETWORK)
-    torch.save(optimizer.state_dict(), folder / OPTIMIZER)
+    save_file(snapshot.network, folder / NETWORK)
+    torch.save(snapshot.optimizer, folder / OPTIMIZER)
     files = {name: describe_file(folder / name) for name in (NETWORK, OPTIMIZER)}
-    meta = {"classes": classes, "progress": asdict(progress), "files": files}
-    if scaler is not None and scaler.is_enabled():
-        meta["scaler"] = scaler.state_dict()
+    meta = {"classes": snapshot.classes, "progress": asdict(snapshot.progress), "files": files}
+    if snapshot.scaler is not None:
+        meta["scaler"] = snapshot.scaler
     (folder / META).write_text(json.dumps(meta, indent=2))
 
 
@@ -102,6 +124,17 @@ def load_scaler(scaler: torch.amp.GradScaler, meta: dict[str, Any]) -> None:
     """Load the state of fp16's gradient scaler; without one on either side there is nothing to load."""
     if scaler.is_enabled() and "scaler" in meta:
         scaler.load_state_dict(meta["scaler"])
+
+
+def _copied(value: Any) -> Any:
+    """A copy that shares no tensor with the original: on the CPU, contiguous as safetensors wants it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
 
 
 def describe_file(path: Path) -> dict[str, Any]:

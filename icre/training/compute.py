@@ -42,7 +42,7 @@ def compile_network(network: ICRENetwork, device: torch.device) -> bool:
     All workers must call it; one whose compiler fails is enough for all of them to go on without.
     """
     reason = _compiler_failure(device)
-    if distributed.any_worker(reason is not None, device):
+    if distributed.any_worker([reason is not None], device)[0]:
         warnings.warn(
             f"compute.compile is skipped, training goes on without it: {reason or 'another worker cannot compile'}",
             RuntimeWarning,

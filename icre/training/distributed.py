@@ -7,6 +7,7 @@ process group, or with one process, each function is the identity.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,36 +21,38 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def gather_with_gradient(x: Tensor) -> Tensor:
-    """(b, ...) on each of W workers -> (W·b, ...), ordered by rank, on all of them.
+def gather_with_gradient(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
+    """(b, ...) on each of W workers -> (B, ...), ordered by rank, on all of them.
 
-    Every worker must then compute the same loss from the result. The backward pass sums the gradients of the
-    W copies, and DistributedDataParallel's mean over workers divides by W again, so parameters receive the
-    gradient of that one loss.
+    counts: rows b of each worker, where they differ. Every worker must then compute the same loss from the result.
+    The backward pass sums the gradients of the W copies, and DistributedDataParallel's mean over workers divides by
+    W again, so parameters receive the gradient of that one loss.
     """
     if world_size() == 1:
         return x
-    gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(x, counts)  # type: ignore[no-untyped-call]
     return gathered
 
 
-def gather(x: Tensor) -> Tensor:
+def gather(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """As :func:`gather_with_gradient`, for labels: no gradient."""
     if world_size() == 1:
         return x
-    rows = x.contiguous()
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
+    counts = counts or [len(x)] * world_size()
+    # Collectives want equal shapes: shorter parts travel with zeros at their end.
+    rows = F.pad(x, [0, 0] * (x.dim() - 1) + [0, max(counts) - len(x)]).contiguous()
+    parts = [torch.empty_like(rows) for _ in counts]
     dist.all_gather(parts, rows)
-    return torch.cat(parts)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def any_worker(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` holds on at least one worker; all of them must ask. device: where collectives take tensors."""
+def any_worker(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Which ``flags`` hold on at least one worker; all of them must ask. device: where collectives take tensors."""
     if world_size() == 1:
-        return flag
-    answer = torch.tensor([int(flag)], device=device)
+        return list(flags)
+    answer = torch.tensor(flags, dtype=torch.uint8, device=device)
     dist.all_reduce(answer, op=dist.ReduceOp.MAX)
-    return bool(answer)
+    return [bool(flag) for flag in answer.tolist()]
 
 
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:
@@ -101,16 +104,15 @@ class _Gather(torch.autograd.Function):
     """Rows of all workers; backward, each worker's rows receive the sum of what every worker's copy received."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        return gather(x)
+    def forward(ctx: Any, x: Tensor, counts: Sequence[int] | None) -> Tensor:
+        ctx.counts = counts or [len(x)] * dist.get_world_size()
+        return gather(x, counts)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        start = dist.get_rank() * ctx.rows
-        return total[start : start + ctx.rows]
+        return torch.split(total, list(ctx.counts))[dist.get_rank()], None
 
 
 class _NormaliseGlobally(torch.autograd.Function):

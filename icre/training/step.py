@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from icre import config
+from icre.data import plan
 from icre.data.augmentation import AugmentationSpec, augment
-from icre.errors import TrainingError
+from icre.errors import NotFiniteError
 from icre.losses.objective import objective
 from icre.model.head import Output
 from icre.training import accumulation, compute, distributed
@@ -42,11 +43,12 @@ def train_step(
 ) -> dict[str, float]:
     """Update ``model`` on one global batch; the named loss terms, averaged over the workers.
 
-    The identity loss is a mean over local rows, which DistributedDataParallel averages into the mean over
-    global rows; the metric loss sees the gathered features, so it already is the global one.
+    The identity loss is a mean over local rows, weighted by their number, which DistributedDataParallel averages into
+    the mean over global rows; the metric loss sees the gathered features, so it already is the global one.
     ``scaler`` is needed for fp16 (:func:`icre.training.compute.gradient_scaler`): it skips the update where a gradient
     overflowed, on all workers alike, for what it looks at are the gradients after their mean over the workers.
-    Raises TrainingError when the loss or its gradient is not finite; the weights are then those before the step.
+    Raises NotFiniteError when the loss or its gradient is not finite; the weights are then those before the step, the
+    running statistics of batch norm are not.
     ValueError: fp16 without a ``scaler``.
     """
     if scaler is None:
@@ -98,15 +100,18 @@ def augmented(batch: Batch, recipe: config.Recipe, *, epoch: int) -> Tensor:
 def loss_terms(output: Output, batch: Batch, recipe: config.Recipe) -> dict[str, Tensor]:
     """The recipe's objective on this worker's logits and on the features of all workers, in float32."""
     device = output.features.device
+    world_size, images = distributed.world_size(), recipe.batch.visible + recipe.batch.infrared
+    counts = [identities * images for identities in plan.cut_sizes(recipe.batch.identities, world_size)]
     labels = batch.labels.to(device, non_blocking=True)
     infrared = batch.infrared.to(device, non_blocking=True)
     icg = recipe.loss.icg
     return objective(
         output.logits,
         labels,
-        distributed.gather_with_gradient(output.features),
-        distributed.gather(labels),
-        distributed.gather(infrared),
+        distributed.gather_with_gradient(output.features, counts),
+        distributed.gather(labels, counts),
+        distributed.gather(infrared, counts),
+        id_weight=len(labels) * world_size / recipe.batch.size,
         icg_weight=icg.weight if recipe.has("icg") else 0.0,
         rho1=icg.rho1,
         rho2=icg.rho2,
@@ -138,7 +143,7 @@ def _refuse_not_finite(what: str, values: dict[str, float], batch: Batch) -> Non
     # Loss and gradient are means over the workers, so all of them stop here together and none waits for the others.
     if all(map(math.isfinite, values.values())):
         return
-    raise TrainingError(
+    raise NotFiniteError(
         f"the {what} is not finite: {values}; rows of this worker's batch: {batch.rows.tolist()}",
         hint="lower optimizer.lr or lengthen schedule.warmup_epochs; check the images of these rows",
     )

@@ -189,7 +189,7 @@ def test_unknown_key_like_no_other_lists_what_is_known() -> None:
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path, "trian: {epochs: 3}\ntrain: {epochs: many, workers: 2}\nmodel: {mpfr_stages: [1, 9]}\n")
+    path = write(tmp_path, "trian: {epochs: 3}\ntrain: {epochs: many, workers: 12}\nmodel: {mpfr_stages: [1, 9]}\n")
     lines = problems("model.dim=33", "batch.identities=9", "optimizer.lr=0", "no-equals", path=path)
     for expected in ("trian", "train.epochs", "mpfr_stages", "model.dim=33", "batch.identities=9", "lr", "no-equals"):
         assert sum(expected in line for line in lines) == 1, (expected, lines)
@@ -207,7 +207,9 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         (["model.mpfr_stages=[2,2]"], ["model.mpfr_stages"]),
         (["model.sdce_order=self"], ["model.sdce_order"]),
         ([f"model.weights_sha256='{7:064d}'"], ["model.weights_sha256"]),
-        (["batch.identities=6", "train.workers=4"], ["batch.identities=6", "train.workers=4"]),
+        (["batch.identities=3", "train.workers=[2,4]"], ["batch.identities=3", "train.workers=4"]),
+        (["train.workers=[4,2]"], ["train.workers=[4, 2]"]),
+        (["train.workers=[1,2]", "compute.micro_batches=8"], ["train.workers=2", "compute.micro_batches=8"]),
         (["batch.identities=2", "train.workers=4"], ["batch.identities=2", "train.workers=4"]),
         (["batch.identities=8", "compute.micro_batches=3"], ["batch.identities=8", "compute.micro_batches=3"]),
         (["train.workers=4", "compute.micro_batches=4"], ["train.workers=4", "compute.micro_batches=4"]),
@@ -233,6 +235,7 @@ def test_rules_between_fields(overrides: list[str], keys: list[str]) -> None:
         ["components=[sdce,icg]", "model.sdce_order=self"],
         ["model.weights=r50.pth", f"model.weights_sha256='{7:064d}'"],
         ["batch.identities=8", "train.workers=8"],
+        ["batch.identities=6", "train.workers=[1,4]"],
         ["batch.identities=8", "train.workers=2", "compute.micro_batches=4"],
         ["data.split.file=s.json", "data.split.val=0.4", "data.split.test=0.6"],
         ["data.split.val=0", "data.split.test=0.9"],

@@ -23,7 +23,7 @@ from pipelines.storage import Storage
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
-TIMES = {"images_per_s", "data_wait_s"}
+TIMES = {"time", "images_per_s", "data_wait_s"}
 
 
 def trained(recipe: config.Recipe, name: str) -> Run:

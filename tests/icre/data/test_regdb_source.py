@@ -4,36 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_trees import add_junk, assert_stops, at_awkward_roots, touch
+from image_trees import add_junk, assert_stops, at_awkward_roots
+from regdb_tree import build_regdb, half, images
 
 from icre.data.records import MODALITIES, Modality, Record
 from icre.data.sources import regdb
 from icre.errors import ProtocolError
 
-PEOPLE = list(range(1, 13))
-NAMES = {"visible": "Visible", "infrared": "Thermal"}
-
-
-def images(modality: str, pid: int) -> list[str]:
-    letter = modality[0]
-    return [f"{NAMES[modality]}/{pid}/male_cam2_{letter}_{pid:05d}_{n}.bmp" for n in range(3)]
-
-
-def half(part: str, trial: int) -> list[int]:
-    """Identities of a part of a split, in the order in which its list has them."""
-    turned = PEOPLE[trial:] + PEOPLE[:trial]
-    return turned[::2] if part == "train" else turned[1::2]
-
 
 def build(root: Path) -> None:
-    (root / "idx").mkdir()
-    for modality, folder in NAMES.items():
-        touch(root, (path for pid in PEOPLE for path in images(modality, pid)))
-        for trial in range(1, 11):
-            for part in ("train", "test"):
-                # Labels count from 0 in each list and say nothing about the identity's own number.
-                lines = [f"{p} {label}" for label, pid in enumerate(half(part, trial)) for p in images(modality, pid)]
-                (root / f"idx/{part}_{folder.lower()}_{trial}.txt").write_text("\n".join(lines) + "\n")
+    build_regdb(root, lambda path: path.touch())
     add_junk(root)
 
 

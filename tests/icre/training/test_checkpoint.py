@@ -23,6 +23,7 @@ from icre.training.checkpoint import (
     load_optimizer,
     progress_of,
     read_meta,
+    take_snapshot,
     write_checkpoint,
 )
 from icre.training.optimizer import build_optimizer, set_learning_rate
@@ -40,7 +41,7 @@ def write(folder: Path, recipe: Recipe) -> tuple[ICRENetwork, torch.optim.Optimi
     """A checkpoint after two steps."""
     network, optimizer = begin(recipe)
     take_steps(network, optimizer, recipe, range(2))
-    write_checkpoint(folder, network=network, optimizer=optimizer, progress=PROGRESS, classes=CLASSES)
+    write_checkpoint(folder, take_snapshot(network=network, optimizer=optimizer, progress=PROGRESS, classes=CLASSES))
     return network, optimizer
 
 
@@ -103,7 +104,7 @@ def test_the_optimizer_state_matters(folder: Path) -> None:
 def test_progress_before_any_validation(tmp_path: Path) -> None:
     network, optimizer = begin(tiny_recipe())
     nothing = Progress(step=0, best_metric=None, best_step=None)
-    write_checkpoint(tmp_path, network=network, optimizer=optimizer, progress=nothing, classes=CLASSES)
+    write_checkpoint(tmp_path, take_snapshot(network=network, optimizer=optimizer, progress=nothing, classes=CLASSES))
     meta = read_meta(tmp_path)
     assert progress_of(meta) == nothing
     assert meta["classes"] == CLASSES

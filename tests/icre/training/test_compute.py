@@ -25,6 +25,7 @@ from icre.training.checkpoint import (
     load_optimizer,
     load_scaler,
     read_meta,
+    take_snapshot,
     write_checkpoint,
 )
 from icre.training.optimizer import build_optimizer
@@ -144,7 +145,9 @@ def test_the_scale_survives_a_checkpoint(tmp_path: Path) -> None:
     network, optimizer, scaler = begin(recipe)
     scaler.load_state_dict({**scaler.state_dict(), "scale": 512.0, "_growth_tracker": 7})
     progress = Progress(step=0, best_metric=None, best_step=None)
-    write_checkpoint(tmp_path, network=network, optimizer=optimizer, progress=progress, classes=CLASSES, scaler=scaler)
+    write_checkpoint(
+        tmp_path, take_snapshot(network=network, optimizer=optimizer, progress=progress, classes=CLASSES, scaler=scaler)
+    )
     meta = read_meta(tmp_path)
     json.dumps(meta)
     resumed = compute.gradient_scaler(recipe.compute, CPU)
@@ -199,7 +202,7 @@ def test_a_checkpoint_goes_on_in_another_layout(tmp_path: Path, then: bool, opti
     network, optim, _ = begin(first)
     take_steps(network, optim, first, range(1))
     progress = Progress(step=1, best_metric=None, best_step=None)
-    write_checkpoint(tmp_path, network=network, optimizer=optim, progress=progress, classes=CLASSES)
+    write_checkpoint(tmp_path, take_snapshot(network=network, optimizer=optim, progress=progress, classes=CLASSES))
     resumed, resumed_optim, _ = begin(second)
     load_network(resumed, tmp_path)
     load_optimizer(resumed_optim, tmp_path)

@@ -1,0 +1,92 @@
+"""What people watch while a run trains: live metrics, TensorBoard's event files and, if asked for, MLflow.
+
+For worker 0 of a training. Each place has a thread of its own, and nothing here waits for one of them before the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from icre import config
+from pipelines.runs import Run, print_warning
+from pipelines.telemetry_background import Background, Row
+from pipelines.telemetry_mlflow import MLflow
+from pipelines.telemetry_prometheus import Live
+from pipelines.telemetry_tensorboard import TensorBoard
+
+LIVE_INTERVAL_S = 1.0
+MLFLOW_INTERVAL_S = 10.0
+END_S = 30.0
+"""Longest that the end of a training waits for the places that it is told to."""
+
+
+class Telemetry:
+    """Tells one attempt at a run, from where :meth:`open` was called to the end of the ``with`` block."""
+
+    def __init__(self, places: Sequence[Background]) -> None:
+        self._places = places
+
+    @classmethod
+    def open(
+        cls,
+        recipe: config.Recipe,
+        run: Run,
+        *,
+        history: Sequence[Row] = (),
+        warn: Callable[[str], None] = print_warning,
+    ) -> Self:
+        """Start the threads; whatever fails in one of them is one warning.
+
+        history: lines of metrics.jsonl up to the checkpoint that this attempt goes on from.
+        """
+        history = list(history)
+        tensorboard = TensorBoard(run.location / "tensorboard", history)
+        places = [
+            Background(Live(run.name, recipe.batch.size), interval_s=LIVE_INTERVAL_S, warn=warn),
+            Background(tensorboard, interval_s=None, warn=warn),
+        ]
+        if recipe.telemetry.mlflow is not None:
+            mlflow = MLflow(recipe.telemetry.mlflow, recipe, run, history)
+            places.append(Background(mlflow, interval_s=MLFLOW_INTERVAL_S, warn=warn))
+        return cls(places)
+
+    def step(self, row: Row) -> None:
+        """A line of metrics.jsonl of kind step. Not to be changed afterwards."""
+        self._put(row)
+
+    def validation(self, row: Row) -> None:
+        """A line of metrics.jsonl of kind validation; rank1, mAP and mINP are shares, 0 to 1."""
+        self._put(row)
+
+    def checkpoint(self, *, step: int, seconds: float, stall_seconds: float) -> None:
+        """The checkpoint of ``step`` became durable just now, ``seconds`` after it was begun.
+
+        stall_seconds: of these, the time in which no step was trained.
+        """
+        row = {"kind": "checkpoint", "step": step, "seconds": seconds, "stall_seconds": stall_seconds}
+        self._put(row | {"time": time.time()})
+        for place in self._places:
+            place.wake()
+
+    def restarted(self, count: int) -> None:
+        """Once for each attempt: training went on from a checkpoint ``count`` times since the start of the run."""
+        self._put({"kind": "restart", "count": count})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for place in self._places:
+            place.end(succeeded=kind is None)
+        deadline = time.monotonic() + END_S
+        for place in self._places:
+            place.join(max(0.0, deadline - time.monotonic()))
+
+    def _put(self, row: Row) -> None:
+        for place in self._places:
+            place.put(row)

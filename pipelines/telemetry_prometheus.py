@@ -1,0 +1,179 @@
+"""What Prometheus sees of a training: live through Ray's agents, and a summary when it is over.
+
+Live metrics go to the agent of the node that the worker runs on, which exports them with the prefix ``ray_``; Ray
+lists its agents in ``prom_metrics_service_discovery.json``, so a scrape finds the worker wherever it was restarted.
+An agent forgets a gauge within half a minute of its last set, so those of a dead worker are gone, and a worker that
+takes its place has series of its own: ``max by (run) (last_over_time(...[1d]))`` is a run's value, whoever reported it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest, pushadd_to_gateway
+from ray.util import metrics as ray_metrics
+
+from icre.errors import StorageError
+from pipelines.runs import Run, print_warning
+from pipelines.telemetry_background import Row
+
+JOB = "icre_train"
+PUSH_TIMEOUT_S = 10.0
+TERMS = ("loss", "id", "icg", "triplet")
+"""What the names of the objective's terms begin with."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric's name with its unit, as Prometheus advises; on Ray's agents it begins with ``ray_``."""
+
+    name: str
+    help: str
+    kind: Literal["gauge", "counter"] = "gauge"
+    tags: tuple[str, ...] = ("run",)
+
+
+LIVE = {
+    metric.name: metric
+    for metric in (
+        Metric("icre_train_loss", "Loss of the newest step, by term; `loss` is their sum.", tags=("run", "term")),
+        Metric("icre_train_learning_rate", "Learning rate of new layers in the newest step."),
+        Metric("icre_train_images_per_second", "Images trained on in a second, over the newest steps."),
+        Metric("icre_train_data_wait_ratio", "Share of the newest steps' time spent waiting for data, 0 to 1."),
+        Metric("icre_train_epoch", "Epoch in progress; the first is 1."),
+        Metric("icre_train_step", "Optimiser steps taken since the start of the run."),
+        # A time, not an age: an age would stand still with the worker that reports it, and look young for ever.
+        # `time() - max by (run) (last_over_time(...[1d]))` grows, be the worker stuck, dead or gone with its node.
+        Metric("icre_train_last_checkpoint_timestamp_seconds", "Unix time at which a checkpoint became durable."),
+        # No histogram: there is one checkpoint an epoch, and Ray's agents make up a histogram's sum from its buckets.
+        Metric("icre_train_checkpoint_seconds", "Time from the start of the newest checkpoint until it was durable."),
+        Metric("icre_train_checkpoint_stall_seconds", "Part of it in which no step was trained."),
+        # Each attempt is a worker, hence a series, of its own, and starts at what its run has seen: ask for the max.
+        Metric("icre_train_restarts_total", "Times that training went on from a checkpoint.", kind="counter"),
+        Metric("icre_validation_rank1_ratio", "Rank-1 of the newest validation, 0 to 1, mean of both directions."),
+        Metric("icre_validation_map_ratio", "mAP of the newest validation, 0 to 1, mean of both directions."),
+    )
+}
+"""Set while a run trains."""
+
+SUMMARY = {
+    metric.name: metric
+    for metric in (
+        Metric("icre_train_last_success_timestamp_seconds", "Unix time at which a run was trained to its last epoch."),
+        Metric("icre_train_last_completion_timestamp_seconds", "Unix time at which a run ended, well or not."),
+        Metric("icre_train_duration_seconds", "Wall time of the command that ended the run."),
+        Metric("icre_train_steps", "Optimiser steps that the run's last checkpoint holds."),
+        Metric("icre_validation_rank1_ratio", "Rank-1 of the last validation, 0 to 1, mean of both directions."),
+        Metric("icre_validation_map_ratio", "mAP of the last validation, 0 to 1, mean of both directions."),
+        Metric("icre_validation_minp_ratio", "mINP of the last validation, 0 to 1, mean of both directions."),
+    )
+}
+"""Written when a run is over."""
+
+
+class Live:
+    """The gauges of one training, all set anew at every call: an agent forgets those that are not.
+
+    run: the value of the label; batch_size: images in a step.
+    """
+
+    label = "live metrics"
+
+    def __init__(self, run: str, batch_size: int) -> None:
+        self._run, self._batch_size = run, batch_size
+        self._values: dict[tuple[str, str], float] = {}
+        self._gauges: dict[str, ray_metrics.Gauge] = {}
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Take over what is newest in ``rows``, and set every gauge."""
+        steps = [row for row in rows if row["kind"] == "step"]
+        if steps:
+            self._take_steps(steps)
+        for row in rows:
+            if row["kind"] == "validation":
+                self._take("icre_validation_rank1_ratio", row["rank1"])
+                self._take("icre_validation_map_ratio", row["mAP"])
+            elif row["kind"] == "checkpoint":
+                self._take("icre_train_last_checkpoint_timestamp_seconds", row["time"])
+                self._take("icre_train_checkpoint_seconds", row["seconds"])
+                self._take("icre_train_checkpoint_stall_seconds", row["stall_seconds"])
+            elif row["kind"] == "restart" and row["count"] > 0:
+                self._restarted(row["count"])
+        for (name, term), value in self._values.items():
+            self._gauge(name).set(value, {"run": self._run} | ({"term": term} if term else {}))
+
+    def close(self, *, succeeded: bool) -> None:
+        """Nothing: the agent forgets."""
+
+    def _take(self, name: str, value: float, *, term: str = "") -> None:
+        self._values[name, term] = float(value)
+
+    def _take_steps(self, steps: Sequence[Row]) -> None:
+        seconds = sum(self._batch_size / row["images_per_s"] for row in steps)
+        newest = steps[-1]
+        for term in newest:
+            if term.startswith(TERMS):
+                self._take("icre_train_loss", newest[term], term=term)
+        self._take("icre_train_learning_rate", newest["lr"])
+        self._take("icre_train_epoch", newest["epoch"] + 1)
+        self._take("icre_train_step", newest["step"])
+        self._take("icre_train_images_per_second", len(steps) * self._batch_size / seconds)
+        self._take("icre_train_data_wait_ratio", sum(row["data_wait_s"] for row in steps) / seconds)
+
+    def _restarted(self, count: int) -> None:
+        metric = LIVE["icre_train_restarts_total"]
+        ray_metrics.Counter(metric.name, metric.help, metric.tags).inc(count, {"run": self._run})
+
+    def _gauge(self, name: str) -> ray_metrics.Gauge:
+        if name not in self._gauges:
+            metric = LIVE[name]
+            self._gauges[name] = ray_metrics.Gauge(metric.name, metric.help, metric.tags)
+        return self._gauges[name]
+
+
+def write_summary(
+    run: Run, *, succeeded: bool, seconds: float, warn: Callable[[str], None] = print_warning
+) -> CollectorRegistry:
+    """Write ``metrics.prom`` into the folder of a run that ended, and push it if the recipe names a Pushgateway.
+
+    seconds: wall time of the command. Whatever cannot be written or reached is a warning.
+    """
+    registry = CollectorRegistry()
+    for name, value in _summary(run.metrics(), succeeded=succeeded, seconds=seconds).items():
+        Gauge(name, SUMMARY[name].help, SUMMARY[name].tags, registry=registry).labels(run=run.name).set(value)
+    try:
+        (run.location / "metrics.prom").write_text(generate_latest(registry).decode())
+    except StorageError as error:
+        warn(f"the run's summary is not written: {error}")
+    recipe = run.recipe
+    if recipe.telemetry.pushgateway is not None:
+        _push(recipe.telemetry.pushgateway, registry, recipe.name, warn)
+    return registry
+
+
+def _summary(rows: Sequence[Row], *, succeeded: bool, seconds: float) -> dict[str, float]:
+    now = time.time()
+    values = {
+        "icre_train_last_completion_timestamp_seconds": now,
+        "icre_train_duration_seconds": seconds,
+        "icre_train_steps": float(max((row["step"] for row in rows), default=0)),
+    }
+    if succeeded:
+        values["icre_train_last_success_timestamp_seconds"] = now
+    for row in rows:
+        if row["kind"] == "validation":
+            values |= {f"icre_validation_{key.lower()}_ratio": row[key] for key in ("rank1", "mAP", "mINP")}
+    return values
+
+
+def _push(url: str, registry: CollectorRegistry, recipe: str, warn: Callable[[str], None]) -> None:
+    try:
+        # A group for each recipe, not for each run, as a gateway never forgets a group; and added, not replaced, so
+        # that a run that failed leaves the time of the last success.
+        pushadd_to_gateway(url, job=JOB, registry=registry, grouping_key={"recipe": recipe}, timeout=PUSH_TIMEOUT_S)
+    except (OSError, HTTPException) as error:
+        warn(f"Pushgateway {url}: {error}")

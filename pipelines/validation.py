@@ -1,0 +1,71 @@
+"""Validation during training: the held-out training identities, ranked by the protocol ``folder``."""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+
+import numpy as np
+import torch
+
+from icre import config
+from icre.data.augmentation import normalise
+from icre.errors import TrainingError
+from icre.evaluation import FolderProtocol, run_protocol
+from icre.model.network import ICRENetwork
+from icre.training import compute, distributed
+from pipelines.feed import load_images
+from pipelines.prepared import PreparedData
+
+
+def validate(
+    network: ICRENetwork, data: PreparedData, recipe: config.Recipe, device: torch.device
+) -> dict[str, float] | None:
+    """rank1, mAP and mINP, means of both directions; None without validation identities. All workers must call."""
+    rows = data.rows_of("val")
+    if not rows:
+        return None
+    with compute.uncompiled(recipe.compute):
+        features = embed_rows(network, data, rows, recipe, device)
+    labels = data.labels_and_paths.take(rows)
+    settings = recipe.evaluation
+    results = run_protocol(
+        features,
+        labels["identity"].to_pylist(),
+        labels["camera"].to_pylist(),
+        labels["modality"].to_pylist(),
+        labels["path"].to_pylist(),
+        FolderProtocol(
+            trials=settings.trials,
+            shots=settings.shots,
+            camera_rule=settings.camera_rule,
+            cmc=settings.cmc,
+            seed=recipe.seed,
+        ),
+    )
+    means = [result.mean() for result in results.values()]
+    return {key: float(np.mean([mean[key] for mean in means])) for key in ("rank1", "mAP", "mINP")}
+
+
+def embed_rows(
+    network: ICRENetwork, data: PreparedData, rows: list[int], recipe: config.Recipe, device: torch.device
+) -> torch.Tensor:
+    """(len(rows), D) retrieval features; each worker embeds every W-th row, all workers get all of them."""
+    rank = torch.distributed.get_rank() if distributed.world_size() > 1 else 0
+    world = distributed.world_size()
+    # Padded with repeats so that every worker gathers the same number; the repeats are cut off again below.
+    padded = [*rows, *islice(cycle(rows), -len(rows) % world)]
+    mine = padded[rank::world]
+    infrared = [m == "infrared" for m in data.labels["modality"].take(mine).to_pylist()]
+    network.eval()
+    size, batch_size = recipe.data, recipe.evaluation.batch_size
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(mine), batch_size):
+            chunk = slice(start, start + batch_size)
+            images = load_images(data, mine[chunk], height=size.height, width=size.width)
+            parts.append(network.embed(normalise(images.to(device)), torch.tensor(infrared[chunk], device=device)))
+    gathered = distributed.gather(torch.cat(parts)).cpu()
+    features = gathered.view(world, -1, gathered.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
+    if len(features) != len(rows):
+        raise TrainingError(f"{len(features)} features for {len(rows)} validation images")
+    return features
