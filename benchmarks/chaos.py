@@ -32,7 +32,7 @@ from safetensors.torch import load
 from cluster.local.object_store import ObjectStore
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
-from pipelines import ingest
+from pipelines.data import ingest
 from pipelines.runs import Run
 from pipelines.session import Demand, ray_session
 from pipelines.storage import Storage

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from icre.data import plan
 from icre.data.records import PARQUET_SCHEMA
-from pipelines.prepared import ROW_GROUP_ROWS, PreparedData
+from pipelines.data.prepared import ROW_GROUP_ROWS, PreparedData
 from pipelines.storage import Storage
 
 VISIBLE = INFRARED = 4

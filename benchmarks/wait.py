@@ -17,8 +17,9 @@ from typing import Any
 
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
-from pipelines import ingest, train
+from pipelines.data import ingest
 from pipelines.session import Demand, ray_session
+from pipelines.training import execution, launch
 
 WARM_UP_STEPS = 3
 RECIPES: dict[str, list[str]] = {
@@ -60,8 +61,8 @@ def _waited(path: str, overrides: list[str], options: argparse.Namespace) -> dic
         generate(folder / "images", SyntheticSpec(identities=24, images_per_modality=8, **size), workers=2)
         with ray_session(folder / "logs", demand=Demand.of_training(recipe.train)):
             ingest.prepare(recipe)
-            run = train.start(recipe, "wait")
-            train.execute(run)
+            run = launch.start(recipe, "wait")
+            execution.execute(run)
         rows = [row for row in run.metrics() if row["kind"] == "step"]
     seconds = [recipe.batch.size / row["images_per_s"] for row in rows]
     waits = [row["data_wait_s"] for row in rows]

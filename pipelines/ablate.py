@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from icre import config
 from icre.ablation import TABLES, Variant
 from icre.errors import ConfigError, TrainingError
-from pipelines import evaluate, prepare, runs, synthesize, train
-from pipelines.ablation_table import Entry, ablation_table_markdown
+from pipelines import prepare, runs, series, synthesize
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
-from pipelines.prepared import PreparedData
+from pipelines.data.prepared import PreparedData, open_data
+from pipelines.reporting.ablation_table import Entry, ablation_table_markdown
 from pipelines.runs import Run
-from pipelines.session import Demand, ray_session, upload_logs
 from pipelines.storage import Storage
-
-CHECKPOINT = "best"
 
 Table = Annotated[str, typer.Option("--table", help=f"One of {', '.join(TABLES)}.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds of each variant: the recipe's, and those after it.")]
@@ -64,14 +60,9 @@ def command(
         return
     if recipe.data.synthetic is not None:
         synthesize.run(recipe)
-    demand = max(Demand.of_training(recipe.train), Demand.of_embedding(recipe.evaluation))
-    with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch:
-        try:
-            with ray_session(Path(scratch), demand=demand):
-                data = prepare.run(recipe) if recipe.data.root is not None else train.open_data(recipe)
-                markdown = run(trials, data, folder)
-        finally:
-            upload_logs(Path(scratch), folder / "logs")
+    with series.session_for(recipe, folder):
+        data = prepare.run(recipe) if recipe.data.root is not None else open_data(recipe)
+        markdown = run(trials, data, folder)
     print(f"\n{markdown}\n\n{(folder / 'table.md').url}")
 
 
@@ -109,7 +100,7 @@ def plan(
 def run(trials: Sequence[Trial], data: PreparedData, folder: Storage) -> str:
     """Run ``trials`` inside an open Ray session; the table, written anew after each of them."""
     for trial in trials:
-        _check_reusable(trial, data)
+        series.check_reusable(trial.run, trial.recipe, data)
     entries: list[Entry] = []
     markdown = ""
     for number, trial in enumerate(trials, start=1):
@@ -125,28 +116,10 @@ def _entry(trial: Trial) -> Entry:
     """One trial's result; a training that failed is an entry that says why, and the others go on."""
     variant, seed, name = trial.variant.name, trial.recipe.seed, trial.run.name
     try:
-        return Entry(variant, seed, name, result=_result(trial))
+        return Entry(variant, seed, name, result=series.result_of(trial.run, trial.recipe))
     except TrainingError as error:
         say(f"ablate: {name} failed: {error.message}")
         return Entry(variant, seed, name, failure=error.message)
-
-
-def _result(trial: Trial) -> dict[str, Any]:
-    written = evaluate.result_path(trial.run, CHECKPOINT)
-    if written.exists():
-        found: dict[str, Any] = written.read_json()
-        return found
-    if not (trial.run.location / "manifest.json").exists():
-        train.start(trial.recipe, trial.run.name)
-    if trial.run.state != "finished":
-        train.execute(trial.run)
-    return evaluate.evaluate(trial.run, trial.recipe, CHECKPOINT)
-
-
-def _check_reusable(trial: Trial, data: PreparedData) -> None:
-    """Raises UserError when the run exists with another recipe or other data than the table's."""
-    if (trial.run.location / "manifest.json").exists():
-        train.check_same(trial.run, trial.recipe, data)
 
 
 def _variants(table: str, only: Sequence[str]) -> list[Variant]:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from pipelines import ablate, demo, evaluate, inspect_data, prepare, report, show_config, show_model, synthesize, train
+from pipelines import (
+    ablate,
+    demo,
+    evaluate,
+    inspect_data,
+    prepare,
+    regdb,
+    report,
+    show_config,
+    show_model,
+    synthesize,
+    train,
+)
 from pipelines.command import new_app, run_app
 
 app = new_app()
@@ -12,6 +24,7 @@ app.command("prepare")(prepare.command)
 app.command("train")(train.command)
 app.command("evaluate")(evaluate.command)
 app.command("ablate")(ablate.command)
+app.command("regdb")(regdb.command)
 app.command("report")(report.command)
 app.command("model")(show_model.command)
 app.add_typer(show_config.app, name="config", help="Show the resolved recipe, or the schema of every key.")

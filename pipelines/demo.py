@@ -8,10 +8,11 @@ from pathlib import Path
 from icre import config
 from pipelines import evaluate, prepare, report, synthesize, train
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command
-from pipelines.metric_table import metric_table_markdown
 from pipelines.networks import UNTRAINED
+from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.runs import Run
 from pipelines.session import Demand, ray_session, upload_logs
+from pipelines.training import execution, launch
 
 DEFAULT = Path("configs/demo.yaml")
 
@@ -34,8 +35,8 @@ def command(
         try:
             with ray_session(Path(scratch), demand=demand):
                 prepare.run(recipe)
-                started = train.start(recipe, run)
-                train.execute(started)
+                started = launch.start(recipe, run)
+                execution.execute(started)
                 results = [evaluate.evaluate(started, recipe, name) for name in (UNTRAINED, "best")]
             page = report.write(started)
         finally:

@@ -14,8 +14,8 @@ from icre.data import images
 from icre.data.augmentation import normalise
 from icre.data.records import SplitName
 from icre.errors import IcreError
+from pipelines.data.prepared import PreparedData
 from pipelines.networks import load_network
-from pipelines.prepared import PreparedData
 
 
 def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe) -> torch.Tensor:

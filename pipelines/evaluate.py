@@ -15,15 +15,14 @@ from icre.evaluation import DirectionResult, FolderProtocol, run_protocol
 from icre.evaluation.evidence import distance_histogram, ranked_lists
 from pipelines import runs
 from pipelines.command import ConfigFile, DryRun, Overrides, RunName, run_command, say
+from pipelines.data.prepared import PreparedData, open_data
 from pipelines.embed import embed
-from pipelines.metric_table import metric_table_markdown
 from pipelines.networks import load_network
 from pipelines.prepare import describe_counts
-from pipelines.prepared import PreparedData
+from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.runs import Run
-from pipelines.session import Demand
+from pipelines.session import Demand, ray_session_for
 from pipelines.storage import Storage
-from pipelines.train import open_data, ray_session_for
 
 CheckpointName = Annotated[
     list[str],
@@ -53,7 +52,7 @@ def command(
         for name in checkpoints:
             print(f"would write: {result_path(found, name).url}")
         return
-    with ray_session_for(found, Demand.of_embedding(recipe.evaluation)):
+    with ray_session_for(found.location, Demand.of_embedding(recipe.evaluation)):
         results = [evaluate(found, recipe, name) for name in checkpoints]
     print(metric_table_markdown(results))
 

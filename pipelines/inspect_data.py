@@ -21,12 +21,11 @@ from icre.data.records import MODALITIES, SPLITS, Record
 from icre.errors import UserError
 from icre.figures import ContactRow, Tile, contact_sheet
 from pipelines.command import ConfigFile, Overrides, new_app, run_command, say
-from pipelines.metric_table import SYNTHETIC, markdown_line
+from pipelines.data.prepared import PreparedData, open_data
+from pipelines.data.survey import count
 from pipelines.prepare import describe_counts
-from pipelines.prepared import PreparedData
+from pipelines.reporting.metric_table import SYNTHETIC, markdown_line
 from pipelines.storage import Storage
-from pipelines.survey import count
-from pipelines.train import open_data
 
 EXAMPLES = 3
 """Names shown for each reason."""

@@ -10,12 +10,11 @@ import typer
 
 from icre import config
 from icre.errors import DataError
-from pipelines import ingest, runs
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
-from pipelines.prepared import PreparedData
+from pipelines.data import ingest
+from pipelines.data.prepared import PreparedData, location_of
+from pipelines.data.survey import Survey, survey
 from pipelines.session import Demand, ray_session
-from pipelines.storage import Storage
-from pipelines.survey import Survey, survey
 
 Strict = Annotated[bool, typer.Option("--strict", help="A count that differs from the published one is an error.")]
 
@@ -31,7 +30,7 @@ def command(
     if dry_run:
         print(recipe.to_yaml())
         print(describe_counts(found.counts()))
-        print(f"\nwould write: {(runs.datasets(Storage(recipe.storage)) / recipe.data.name).url}")
+        print(f"\nwould write: {(location_of(recipe)).url}")
         return
     with tempfile.TemporaryDirectory(prefix="icre-logs-") as logs, ray_session(Path(logs), demand=Demand(2)):
         run(recipe)

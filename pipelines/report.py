@@ -8,10 +8,10 @@ from icre import config
 from icre.errors import DataError
 from pipelines import runs
 from pipelines.command import ConfigFile, DryRun, Overrides, RunName, run_command
-from pipelines.report_page import render
+from pipelines.data.prepared import open_data
+from pipelines.reporting.report_page import render
 from pipelines.runs import Run
 from pipelines.storage import Storage
-from pipelines.train import open_data
 
 
 def command(

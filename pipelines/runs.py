@@ -29,7 +29,7 @@ import yaml
 from icre import config
 from icre.errors import DataError, IcreError, UserError, WeightsError
 from icre.training import checkpoint
-from pipelines.prepared import PreparedData
+from pipelines.data.prepared import PreparedData
 from pipelines.storage import Storage
 
 PACKAGES = ("torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "simplejpeg", "pydantic", "safetensors")
@@ -153,11 +153,6 @@ class Run:
             f"run {self.name}: all its checkpoints are damaged: {', '.join(sorted({last, *names}))}",
             hint="restore one of them from a copy of the storage, or start a new run",
         )
-
-
-def datasets(storage: Storage) -> Storage:
-    """Where prepared data sets live."""
-    return storage / "datasets"
 
 
 def runs(storage: Storage) -> Storage:

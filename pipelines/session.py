@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import ray
 import ray.data
 
 from icre import config
+from icre.errors import StorageError
+from pipelines.runs import warned_of
 from pipelines.storage import Storage
 
 # Ray reads these when it starts; what the user exported wins.
@@ -83,6 +86,18 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
             ray.shutdown()
             if not attached:
                 _copy_logs(folder, logs / "ray")
+
+
+@contextlib.contextmanager
+def ray_session_for(folder: Storage, demand: Demand) -> Iterator[None]:
+    """A Ray session whose logs end up in ``folder``/logs, also when the body raises."""
+    with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch:
+        try:
+            with ray_session(Path(scratch), demand=demand):
+                yield
+        finally:
+            with warned_of(StorageError):
+                upload_logs(Path(scratch), folder / "logs")
 
 
 def upload_logs(scratch: Path, destination: Storage) -> None:

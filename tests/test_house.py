@@ -178,4 +178,4 @@ def test_the_readmes_file_tree_is_this_one() -> None:
     folders = {f"icre/{path.parent.name}/" for path in (ROOT / "icre").glob("*/__init__.py")}
     assert folders - tree.keys() == set()
     words = set(re.findall(r"\w+", " ".join(f"{path} {tree[path]}" for path in tree if path.startswith("pipelines/"))))
-    assert {path.stem for path in (ROOT / "pipelines").glob("[!_]*.py")} - words == set()
+    assert {path.stem for path in (ROOT / "pipelines").rglob("[!_]*.py")} - words == set()

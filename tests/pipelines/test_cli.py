@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from icre.errors import ConfigError, StorageError
-from pipelines import ingest
 from pipelines.cli import app
 from pipelines.command import run_app
+from pipelines.data import ingest
 
 ROOT = Path(__file__).resolve().parents[2]
 

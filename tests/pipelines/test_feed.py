@@ -12,9 +12,10 @@ from icre.data import plan
 from icre.data.images import decode
 from icre.errors import DataError
 from icre.training.step import Batch
-from pipelines import caches, ingest, train
-from pipelines.feed import Feed
-from pipelines.prepared import PreparedData
+from pipelines.data import caches, ingest
+from pipelines.data.feed import Feed
+from pipelines.data.prepared import PreparedData
+from pipelines.training import launch
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(180)]
 
@@ -72,7 +73,7 @@ def test_any_number_of_workers_gets_the_planned_batches_with_the_right_pixels_an
 def test_images_stored_in_their_own_size_serve_any_training_size(recipes: Any, synthetic_images: Path) -> None:
     recipe = recipes("data.store=original", "data.name=own", "data.height=48", "train.epochs=3", "train.workers=2")
     data, _ = ingest.prepare(recipe)
-    train.start(recipe, "own")  # refuses sizes that were not prepared
+    launch.start(recipe, "own")  # refuses sizes that were not prepared
     paths = data.labels_and_paths["path"].to_pylist()
     batch = fed(recipe, data, 0, 1)[0]
     for pixels, row in zip(batch.images, batch.rows.tolist(), strict=True):

@@ -17,9 +17,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from icre.errors import DataError, StorageError
-from pipelines import ingest, prepare
-from pipelines.caches import EncodedCache
-from pipelines.prepared import PreparedData
+from pipelines import prepare
+from pipelines.data import ingest
+from pipelines.data.caches import EncodedCache
+from pipelines.data.prepared import PreparedData
 from pipelines.storage import Storage
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import ingest
 from pipelines.cli import app
 from pipelines.command import run_app
+from pipelines.data import ingest
+from pipelines.data.prepared import PreparedData
 from pipelines.inspect_data import draw_sheet, group_reasons
-from pipelines.prepared import PreparedData
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 

@@ -16,10 +16,11 @@ from safetensors.torch import load
 
 from icre import config
 from icre.errors import DataError, UserError, WeightsError
-from pipelines import evaluate, prepare, report, runs, train
-from pipelines.prepared import PreparedData
+from pipelines import evaluate, prepare, report, runs
+from pipelines.data.prepared import PreparedData, open_data
 from pipelines.runs import Run
 from pipelines.storage import Storage
+from pipelines.training import execution, launch, resumption
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
@@ -28,8 +29,8 @@ TIMES = {"time", "images_per_s", "data_wait_s"}
 
 def trained(recipe: config.Recipe, name: str) -> Run:
     prepare.run(recipe)
-    run = train.start(recipe, name)
-    train.execute(run)
+    run = launch.start(recipe, name)
+    execution.execute(run)
     return run
 
 
@@ -129,7 +130,7 @@ def test_one_and_two_workers_give_the_same_loss_curve(two_workers: Run, one_work
 def test_evaluation_and_report_read_what_training_wrote(two_workers: Run) -> None:
     recipe = two_workers.recipe
     results = [evaluate.evaluate(two_workers, recipe, name) for name in ("untrained", "best")]
-    data = train.open_data(recipe)
+    data = open_data(recipe)
     for result in results:
         assert result["data"]["images"] == len(data.rows_of("test"))
         for direction in result["directions"].values():
@@ -153,11 +154,11 @@ def test_the_same_seed_gives_the_same_numbers_though_a_worker_was_killed(
     """SIGKILL of a training process after the first checkpoint: the rest runs again, to the same weights."""
     recipe = module_recipes(f"storage={tmp_path / 'storage'}", "train.workers=2")
     prepare.run(recipe)
-    run = train.start(recipe, "killed")
+    run = launch.start(recipe, "killed")
     killed: list[int] = []
     killer = threading.Thread(target=_kill_a_worker, args=(run, killed), daemon=True)
     killer.start()
-    train.execute(run)
+    execution.execute(run)
     killer.join(timeout=5)
     assert killed, "no worker was killed, so nothing was shown"
     assert numbers(run) == numbers(two_workers)
@@ -212,7 +213,7 @@ def test_a_run_is_evaluated_by_its_own_recipe_with_overrides_on_top(one_worker: 
 
 def test_a_run_name_is_used_once(one_worker: Run) -> None:
     with pytest.raises(UserError, match="one"):
-        train.start(one_worker.recipe, "one")
+        launch.start(one_worker.recipe, "one")
 
 
 def stop_after_the_first_checkpoint(recipe: config.Recipe, name: str) -> Run:
@@ -235,32 +236,32 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_refused(
     storage = f"storage={tmp_path / 'storage'}"
     recipe, changed = module_recipes(storage), module_recipes(storage, "optimizer.lr=0.5")
     prepare.run(recipe)
-    assert train.to_resume(recipe, None, "auto", []) is None
+    assert resumption.to_resume(recipe, None, "auto", []) is None
     run = stop_after_the_first_checkpoint(recipe, "broken")
-    assert train.to_resume(changed, None, "auto", []) is None
+    assert resumption.to_resume(changed, None, "auto", []) is None
     foreign = runs.runs(Storage(recipe.storage)) / "foreign"
     (foreign / "config.yaml").write_text("train: {epohcs: 3}")
     (foreign / "manifest.json").write_json({"created": runs.now()})
     with pytest.raises(UserError, match=r"other settings: optimizer\.lr\s"):
-        train.to_resume(changed, "broken", "auto", [])
+        resumption.to_resume(changed, "broken", "auto", [])
     with pytest.raises(UserError, match=r"other settings: optimizer\.lr\s"):
-        train.to_resume(recipe, None, "broken", ["optimizer.lr=0.5"])
+        resumption.to_resume(recipe, None, "broken", ["optimizer.lr=0.5"])
     for name, resume in ((None, "auto"), ("broken", "auto"), (None, "broken")):
-        assert train.to_resume(recipe, name, resume, [storage]) == run
-    assert "from step 6 of 12" in train.describe_resumption(run)
-    train.execute(run)
+        assert resumption.to_resume(recipe, name, resume, [storage]) == run
+    assert "from step 6 of 12" in resumption.describe_resumption(run)
+    execution.execute(run)
     assert numbers(run) == numbers(one_worker)
     mine, theirs = weights(run), weights(one_worker)
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    assert train.to_resume(recipe, None, "auto", []) is None
+    assert resumption.to_resume(recipe, None, "auto", []) is None
     with pytest.raises(UserError, match="broken is finished"):
-        train.to_resume(recipe, "broken", "auto", [])
+        resumption.to_resume(recipe, "broken", "auto", [])
     with pytest.raises(UserError, match="broken is finished"):
-        train.to_resume(recipe, None, "broken", [])
+        resumption.to_resume(recipe, None, "broken", [])
     with pytest.raises(DataError, match="'never-was'"):
-        train.to_resume(recipe, None, "never-was", [])
+        resumption.to_resume(recipe, None, "never-was", [])
     with pytest.raises(UserError, match="--run other"):
-        train.to_resume(recipe, "other", "broken", [])
+        resumption.to_resume(recipe, "other", "broken", [])
 
 
 def test_training_goes_on_from_the_newest_intact_checkpoint(one_worker: Run) -> None:
@@ -312,7 +313,7 @@ def test_mistakes_are_found_before_a_run_folder_exists(module_recipes: Any, tmp_
         ([f"model.weights={tmp_path / 'absent.pth'}"], "absent.pth"),
     ):
         with pytest.raises(UserError, match=error):
-            train.start(module_recipes(base, *overrides), "never")
+            launch.start(module_recipes(base, *overrides), "never")
     assert not (tmp_path / "storage" / "runs").exists()
 
 
@@ -320,9 +321,9 @@ def test_status_and_error_of_a_run_that_fails(module_recipes: Any, tmp_path: Pat
     """A learning rate that overflows float32 ends in a named error, not in a saved model."""
     recipe = module_recipes(f"storage={tmp_path / 'storage'}", "optimizer.lr=1.0e+30", "optimizer.backbone_lr=1.0e+30")
     prepare.run(recipe)
-    run = train.start(recipe, "diverges")
+    run = launch.start(recipe, "diverges")
     with pytest.raises(Exception, match="not finite") as caught:
-        train.execute(run)
+        execution.execute(run)
     assert caught.value.exit_code == 1
     status = (run.location / "status.json").read_json()
     assert status["state"] == "failed" and "not finite" in status["error"]
@@ -361,7 +362,7 @@ def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path, mon
     )
     run = trained(recipe, "real")
     split = json.loads((root / "split.json").read_text())
-    data: PreparedData = train.open_data(recipe)
+    data: PreparedData = open_data(recipe)
     assert data.manifest["synthetic"] is False
     assert {s: c["identities"] for s, c in data.manifest["counts"].items()} == {s: len(split[s]) for s in split}
     result = evaluate.evaluate(run, recipe, "last")

@@ -18,8 +18,8 @@ import pytest
 from cluster.local.object_store import ObjectStore
 from icre import config
 from icre.errors import DataError
-from pipelines import ingest
-from pipelines.prepared import MANIFEST, PreparedData
+from pipelines.data import ingest
+from pipelines.data.prepared import MANIFEST, PreparedData
 from pipelines.storage import Storage
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(240)]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import progress
-from pipelines.progress import Rate, format_line
+from pipelines.training import progress
+from pipelines.training.progress import Rate, format_line
 
 STATE: dict[str, Any] = {
     "epoch": 0,

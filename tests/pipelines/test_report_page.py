@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.metric_table import COLUMNS, metric_table_markdown
-from pipelines.report_page import render
+from pipelines.reporting.metric_table import COLUMNS, metric_table_markdown
+from pipelines.reporting.report_page import render
 
 DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")
 HASH = "9f3c" * 16

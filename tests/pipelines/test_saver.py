@@ -14,8 +14,8 @@ from icre.errors import StorageError
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress, Snapshot
 from pipelines.runs import Run
-from pipelines.saver import Saved, Saver, folder_name
 from pipelines.storage import Storage
+from pipelines.training.saver import Saved, Saver, folder_name
 
 
 @pytest.fixture

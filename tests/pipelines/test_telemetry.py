@@ -23,12 +23,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from icre import config
 from icre.errors import ConfigError, StorageError
-from pipelines import telemetry, telemetry_background
 from pipelines.runs import Run
 from pipelines.storage import Storage
-from pipelines.telemetry import Telemetry
-from pipelines.telemetry_background import Background, Row
-from pipelines.telemetry_prometheus import LIVE, SUMMARY, write_summary
+from pipelines.telemetry import background as telemetry_background
+from pipelines.telemetry import telemetry
+from pipelines.telemetry.background import Background, Row
+from pipelines.telemetry.prometheus import LIVE, SUMMARY, write_summary
+from pipelines.telemetry.telemetry import Telemetry
 
 PATIENCE_S = 40.0
 

@@ -15,7 +15,7 @@ from icre.model.build import build_network
 from icre.training.step import Batch
 from pipelines.runs import Run
 from pipelines.storage import Storage
-from pipelines.worker import Worker
+from pipelines.training.worker import Worker
 
 CPU = torch.device("cpu")
 

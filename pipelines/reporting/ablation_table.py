@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from icre.ablation import Spread, paired_differences
-from pipelines.metric_table import SYNTHETIC, describe_protocol, markdown_line, percent, words
+from pipelines.reporting.metric_table import SYNTHETIC, describe_protocol, markdown_line, percent, summary_of, words
 
 METRICS = {"rank1": "Rank-1", "mAP": "mAP"}
 
@@ -28,11 +28,7 @@ class Entry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the ranked lists and histograms of the evaluation."""
-        kept = asdict(self) | {"result": None}
-        if self.result is not None:
-            means = {d: scores["mean"] for d, scores in self.result["directions"].items()}
-            kept["result"] = {"checkpoint": self.result["checkpoint"], "data": self.result["data"], "mean": means}
-        return kept
+        return asdict(self) | {"result": None if self.result is None else summary_of(self.result)}
 
 
 def ablation_table_markdown(entries: Sequence[Entry]) -> str:

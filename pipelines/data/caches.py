@@ -23,7 +23,7 @@ from filelock import FileLock
 from icre.data import images
 from icre.data.plan import Rows
 from icre.errors import DataError
-from pipelines.prepared import PreparedData
+from pipelines.data.prepared import PreparedData
 
 BATCH_ROWS = 1024
 

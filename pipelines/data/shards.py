@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from icre.data.images import UnreadableImageError, fit_image
 from icre.data.records import PARQUET_SCHEMA
-from pipelines.fan_out import cpus_for_each, fan_out
-from pipelines.prepared import ROW_GROUP_ROWS
+from pipelines.data.fan_out import cpus_for_each, fan_out
+from pipelines.data.prepared import ROW_GROUP_ROWS
 from pipelines.storage import Storage
 
 Shard = dict[str, Any]

@@ -30,11 +30,11 @@ from icre.data import images, plan
 from icre.data.plan import Rows
 from icre.errors import IcreError
 from icre.training.step import Batch
-from pipelines.caches import DecodedCache, EncodedCache
-from pipelines.prepared import PreparedData
+from pipelines.data.caches import DecodedCache, EncodedCache
+from pipelines.data.prepared import PreparedData
 from pipelines.storage import Storage
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 64 * 2**20
 """Decoded size aimed at: large enough to hide the cost of a task, small enough to have several in memory."""
 GATHERED_AHEAD = 2
 """Batches that are gathered from decoded pixels before they are asked for."""
@@ -105,16 +105,18 @@ class Feed:
     def _decoded(self, planned: Iterator[Planned]) -> Iterator[tuple[Planned, np.ndarray]]:
         train, size = self.recipe.train, self.recipe.data
         decode = _decode.options(num_cpus=train.loader_cpus, scheduling_strategy="SPREAD")
-        in_flight: deque[tuple[list[Planned], Any]] = deque()
-        while True:
-            while len(in_flight) < train.loaders and (chunk := list(islice(planned, self.steps_per_chunk))):
+
+        def begun() -> Iterator[tuple[list[Planned], Any]]:
+            while chunk := list(islice(planned, self.steps_per_chunk)):
                 rows = np.concatenate([step.rows for step in chunk])
-                task = decode.remote(self.data.location.url, rows, size.height, size.width)
-                in_flight.append((chunk, task))
-            if not in_flight:
-                return
+                yield chunk, decode.remote(self.data.location.url, rows, size.height, size.width)
+
+        upcoming = begun()
+        in_flight = deque(islice(upcoming, train.loaders))
+        while in_flight:
             chunk, task = in_flight.popleft()
             pixels = _result(task).reshape(len(chunk), self.rows_per_step, size.height, size.width, 3)
+            in_flight.extend(islice(upcoming, 1))  # the processes decode on while these batches are trained on
             yield from zip(chunk, pixels, strict=True)
 
     def _gathered(self, planned: Iterator[Planned]) -> Iterator[tuple[Planned, np.ndarray]]:

@@ -13,8 +13,8 @@ from icre.errors import TrainingError
 from icre.evaluation import FolderProtocol, run_protocol
 from icre.model.network import ICRENetwork
 from icre.training import compute, distributed
-from pipelines.feed import load_images
-from pipelines.prepared import PreparedData
+from pipelines.data.feed import load_images
+from pipelines.data.prepared import PreparedData
 
 
 def validate(

@@ -16,8 +16,8 @@ from typing import Any
 
 from icre import config
 from pipelines.runs import Run
-from pipelines.telemetry_background import MAX_ROWS, Row, TelemetryError
-from pipelines.telemetry_tensorboard import scalars, wall_time
+from pipelines.telemetry.background import MAX_ROWS, Row, TelemetryError
+from pipelines.telemetry.tensorboard import scalars, wall_time
 
 FILE = "mlflow.json"
 SENT = "icre.sent"

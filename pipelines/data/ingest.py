@@ -16,11 +16,11 @@ from icre.data.images import MIN_SIDE, UnreadableImageError, fit_image
 from icre.data.records import Record
 from icre.errors import DataError
 from pipelines import runs
-from pipelines.fingerprint import fingerprint
-from pipelines.prepared import FORMAT, MANIFEST, PreparedData
-from pipelines.shards import Row, Shard, digest, plan_shards, usable_shards, write_shards
+from pipelines.data.fingerprint import fingerprint
+from pipelines.data.prepared import FORMAT, MANIFEST, PreparedData, location_of
+from pipelines.data.shards import Row, Shard, digest, plan_shards, usable_shards, write_shards
+from pipelines.data.survey import Survey, count, survey
 from pipelines.storage import Storage
-from pipelines.survey import Survey, count, survey
 
 
 def prepare(recipe: config.Recipe) -> tuple[PreparedData, bool]:
@@ -32,7 +32,7 @@ def prepare(recipe: config.Recipe) -> tuple[PreparedData, bool]:
     prepared earlier then stays as it was.
     """
     found = survey(recipe)
-    location = runs.datasets(Storage(recipe.storage)) / recipe.data.name
+    location = location_of(recipe)
     location.check_writable()
     digests, sizes = fingerprint(found.root, [record.path for record in found.records])
     _refuse_conflicts(found, digests)

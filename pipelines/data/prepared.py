@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from icre import config
 from icre.data.plan import Rows, TrainingIndex
 from icre.data.records import LABEL_COLUMNS, SplitName
 from icre.errors import DataError
@@ -26,6 +27,16 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 ROW_GROUP_ROWS = 256
 """Rows that are read together when a single image is asked for."""
+
+
+def location_of(recipe: config.Recipe) -> Storage:
+    """Where the recipe's data set is, or will be."""
+    return Storage(recipe.storage) / "datasets" / recipe.data.name
+
+
+def open_data(recipe: config.Recipe) -> PreparedData:
+    """The prepared data set that the recipe names."""
+    return PreparedData.open(location_of(recipe))
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,7 @@ class PreparedData:
             pass
 
     def image(self, row: int) -> bytes:
-        """Encoded image of one row; reads the row group it lies in. For many rows there is ``pipelines.caches``."""
+        """Encoded image of one row; reads the row group it lies in. For many rows: ``pipelines.data.caches``."""
         start = 0
         for shard, path in zip(self.manifest["shards"], self.shard_paths, strict=True):
             if row < start + shard["rows"]:

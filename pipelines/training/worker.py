@@ -20,10 +20,10 @@ from icre.training import checkpoint, compute, distributed
 from icre.training.checkpoint import Progress, Snapshot
 from icre.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from icre.training.step import Batch, train_step
+from pipelines.data.prepared import PreparedData
 from pipelines.networks import initial_network
-from pipelines.prepared import PreparedData
 from pipelines.runs import Run
-from pipelines.validation import validate
+from pipelines.training.validation import validate
 
 Row = dict[str, Any]
 """A line of metrics.jsonl."""

@@ -19,7 +19,7 @@ from ray.util import metrics as ray_metrics
 
 from icre.errors import StorageError
 from pipelines.runs import Run, print_warning
-from pipelines.telemetry_background import Row
+from pipelines.telemetry.background import Row
 
 JOB = "icre_train"
 PUSH_TIMEOUT_S = 10.0

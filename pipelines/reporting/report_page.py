@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from icre import figures
-from pipelines import metric_table
-from pipelines.metric_table import Evaluation, metric_table_markdown, percent, words
+from pipelines.reporting import metric_table
+from pipelines.reporting.metric_table import Evaluation, metric_table_markdown, percent, words
 
 __all__ = ["metric_table_markdown", "render"]
 

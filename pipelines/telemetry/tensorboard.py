@@ -19,7 +19,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from pipelines.storage import Storage
-from pipelines.telemetry_background import Row
+from pipelines.telemetry.background import Row
 
 GROUPS = {"step": "train", "validation": "validation", "checkpoint": "checkpoint"}
 NOT_A_SCALAR = {"kind", "step", "time"}

@@ -12,10 +12,10 @@ from typing import Self
 
 from icre import config
 from pipelines.runs import Run, print_warning
-from pipelines.telemetry_background import Background, Row
-from pipelines.telemetry_mlflow import MLflow
-from pipelines.telemetry_prometheus import Live
-from pipelines.telemetry_tensorboard import TensorBoard
+from pipelines.telemetry.background import Background, Row
+from pipelines.telemetry.mlflow import MLflow
+from pipelines.telemetry.prometheus import Live
+from pipelines.telemetry.tensorboard import TensorBoard
 
 LIVE_INTERVAL_S = 1.0
 MLFLOW_INTERVAL_S = 10.0

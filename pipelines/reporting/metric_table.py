@@ -110,6 +110,12 @@ def describe_protocol(evaluation: Evaluation, *, leave_out: Collection[str] = ()
     )
 
 
+def summary_of(evaluation: Evaluation) -> dict[str, Any]:
+    """What tables of several runs keep of one: checkpoint, data and means, without ranked lists and histograms."""
+    means = {direction: scores["mean"] for direction, scores in evaluation["directions"].items()}
+    return {"checkpoint": evaluation["checkpoint"], "data": evaluation["data"], "mean": means}
+
+
 def metric_table_markdown(evaluations: Sequence[Evaluation]) -> str:
     """The table, ready to paste: one for each protocol and data set; without any, a line that says so."""
     if not evaluations:

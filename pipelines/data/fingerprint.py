@@ -1,7 +1,7 @@
 """Which files are there: the SHA-256 and the size of each.
 
-Ray's processes import the module of the function that they run: this one and ``pipelines.shards`` do without torch,
-which takes seconds and 200 MiB in each of them.
+Ray's processes import the module of the function that they run: this one and ``shards`` do without torch, which
+takes seconds and 200 MiB in each of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from pipelines.fan_out import fan_out
+from pipelines.data.fan_out import fan_out
 from pipelines.storage import Storage
 
 FILES_PER_TASK = 256

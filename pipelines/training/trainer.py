@@ -16,15 +16,15 @@ import torch
 from icre import config
 from icre.errors import DataError, StoppedError, TrainingError
 from icre.training import distributed
-from pipelines.caches import EncodedCache
-from pipelines.feed import Feed
-from pipelines.prepared import PreparedData
-from pipelines.progress import Poster, Rate
+from pipelines.data.caches import EncodedCache
+from pipelines.data.feed import Feed
+from pipelines.data.prepared import PreparedData
 from pipelines.runs import Run, print_warning
-from pipelines.saver import Saver
 from pipelines.storage import Storage
-from pipelines.telemetry import Telemetry
-from pipelines.worker import Worker
+from pipelines.telemetry.telemetry import Telemetry
+from pipelines.training.progress import Poster, Rate
+from pipelines.training.saver import Saver
+from pipelines.training.worker import Worker
 
 LOOK_INTERVAL_S = 5.0
 """Between looks at whether the cluster is about to take a node away."""

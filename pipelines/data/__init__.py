@@ -1,0 +1,1 @@
+"""From images to batches: survey, prepare, read, feed."""

@@ -1,0 +1,116 @@
+"""The driver's part of a training: start the workers, pass on what they say, write down how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import ray
+from ray.actor import ActorHandle
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from icre import config
+from icre.errors import IcreError, StoppedError, StorageError, TrainingError
+from pipelines.data.prepared import open_data
+from pipelines.runs import Run, warned_of
+from pipelines.telemetry.prometheus import write_summary
+from pipelines.training.launch import steps_per_epoch
+from pipelines.training.progress import board_here, follow
+from pipelines.training.trainer import Job, train_worker
+
+
+def execute(run: Run) -> None:
+    """Train ``run`` inside an open Ray session. Raises TrainingError when the workers fail for good."""
+    recipe = run.recipe
+    data = open_data(recipe)
+    run.write_status("running")
+    board = board_here()
+    job = Job(
+        recipe=recipe.to_dict(),
+        run=run.location.url,
+        data=data.location.url,
+        steps_per_epoch=steps_per_epoch(recipe, data),
+        board=board,
+    )
+    started = time.monotonic()
+    try:
+        with follow(board, "train"), _stopping_on_sigterm(board):
+            _trainer(recipe, run, job).fit()
+            failure = cast(IcreError | None, ray.get(board.ended.remote()))
+    except TrainingFailedError as error:
+        failure = explain(error)
+    except KeyboardInterrupt:
+        run.write_status("failed", error="stopped by Ctrl-C")
+        raise
+    restarts = cast(Any, ray.get(board.history.remote()))
+    seconds = time.monotonic() - started
+    if failure is not None:
+        state = "stopped" if isinstance(failure, StoppedError) else "failed"
+        # The storage may be what failed: then the reason matters more than that it cannot be written down.
+        with warned_of(StorageError):
+            run.write_status(state, error=str(failure), restarts=restarts)
+            write_summary(run, succeeded=False, seconds=seconds)
+        raise failure
+    write_summary(run, succeeded=True, seconds=seconds)
+    run.write_status("finished", restarts=restarts)
+
+
+@contextlib.contextmanager
+def _stopping_on_sigterm(board: ActorHandle[Any]) -> Iterator[None]:
+    """SIGTERM, as a cluster sends it before it takes a machine away: a checkpoint, then an end in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread alone
+        return
+    asked, over = threading.Event(), threading.Event()
+
+    def pass_on() -> None:
+        asked.wait()
+        if not over.is_set():
+            ray.get(board.stop.remote())
+
+    # Ray is not called inside the handler, which interrupts Ray's own wait for the training.
+    threading.Thread(target=pass_on, daemon=True).start()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        over.set()
+        asked.set()
+
+
+def explain(error: TrainingFailedError) -> IcreError:
+    """The error that a worker raised, if it is one that a user can act on."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        original = getattr(failure, "cause", failure)
+        if isinstance(original, IcreError):
+            return original
+    return TrainingError(f"training failed: {error}", hint="the workers' tracebacks are in the run folder under logs/")
+
+
+def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
+    train = recipe.train
+    filesystem, path = run.location.arrow()
+    resources = {"CPU": train.cpus_per_worker} | ({"GPU": 1} if train.gpus_per_worker else {})
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=dict(job),
+        scaling_config=ScalingConfig(
+            num_workers=train.workers,  # type: ignore[arg-type]  # Ray's annotation lacks the pair of elastic counts
+            use_gpu=bool(train.gpus_per_worker),
+            resources_per_worker=resources,
+        ),
+        # Ray Train's storage is the run's checkpoints/, so what it persists is what a person finds there.
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+        ),
+    )

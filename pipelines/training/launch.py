@@ -1,0 +1,84 @@
+"""A new run: checked before it costs anything, then a folder."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+from icre import config
+from icre.data.plan import plan_epoch
+from icre.data.records import MODALITIES
+from icre.errors import ConfigError, DataError
+from pipelines import runs
+from pipelines.command import say
+from pipelines.data.prepared import PreparedData, open_data
+from pipelines.networks import initial_network
+from pipelines.runs import Run
+from pipelines.storage import Storage
+
+
+def start(recipe: config.Recipe, name: str | None) -> Run:
+    """Check everything that can be checked without a worker, then create the run folder."""
+    recipe = as_started(recipe)
+    data = open_data(recipe)
+    _check_size(recipe, data)
+    _check_validation(data)
+    # Building the network here finds a weights file that does not fit before anything is written.
+    initial_network(recipe, classes=len(data.classes))
+    runs.runs(Storage(recipe.storage)).check_writable()
+    run = runs.create_run(recipe, name, data)
+    say(f"train: run {run.name}, its recipe:\n{textwrap.indent(recipe.to_yaml(), '  ')}")
+    return run
+
+
+def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
+    """The recipe's, or as the field counts an epoch."""
+    batch = recipe.batch
+    return recipe.train.steps_per_epoch or data.training_index().steps(
+        visible=batch.visible, infrared=batch.infrared, identities=batch.identities
+    )
+
+
+def as_started(recipe: config.Recipe) -> config.Recipe:
+    """The recipe that a run keeps: a relative path is relative to here, and workers have folders of their own."""
+    weights = recipe.model.weights
+    if weights is None or "://" in weights:
+        return recipe
+    model = recipe.model.model_copy(update={"weights": str(Path(weights).expanduser().absolute())})
+    return recipe.model_copy(update={"model": model})
+
+
+def _check_validation(data: PreparedData) -> None:
+    rows = data.rows_of("val")
+    if not rows:
+        return
+    labels = data.labels.take(rows).select(["identity", "modality"]).to_pylist()
+    seen = [{row["identity"] for row in labels if row["modality"] == modality} for modality in MODALITIES]
+    if not seen[0] & seen[1]:
+        raise DataError(
+            f"{data.location.url}: none of the {len(seen[0] | seen[1])} validation identities has both modalities, "
+            "so no epoch could be called the best",
+            hint="move identities with visible and infrared images to the val split, or leave it empty; prepare again",
+        )
+
+
+def _check_size(recipe: config.Recipe, data: PreparedData) -> None:
+    resized = data.manifest.get("store", "resized") == "resized"
+    for key in ("height", "width") if resized else ():
+        asked, stored = getattr(recipe.data, key), data.manifest[key]
+        if asked != stored:
+            raise ConfigError(
+                f"data.{key}={asked}, but {data.location.url} was prepared at {stored}",
+                hint=f"set data.{key}={stored}, or prepare again (under another data.name to keep both)",
+            )
+    # Drawing the first epoch refuses a batch with more identities than there are.
+    batch = recipe.batch
+    plan_epoch(
+        data.training_index(),
+        identities=batch.identities,
+        visible=batch.visible,
+        infrared=batch.infrared,
+        steps=1,
+        seed=recipe.seed,
+        epoch=0,
+    )

@@ -1,0 +1,91 @@
+"""Which run goes on, if any, and whether it may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from icre import config
+from icre.errors import ConfigError, DataError, UserError
+from icre.training.checkpoint import progress_of
+from pipelines import runs
+from pipelines.data.prepared import PreparedData, open_data
+from pipelines.runs import Run
+from pipelines.storage import Storage
+from pipelines.training.launch import as_started, steps_per_epoch
+
+
+def to_resume(recipe: config.Recipe, name: str | None, resume: str, overrides: Sequence[str]) -> Run | None:
+    """The run that goes on, None for a new one. Raises UserError for a run that is finished or is another's.
+
+    resume: never, auto, or a run's name; name: of ``--run``.
+    """
+    if resume == "never":
+        return None
+    storage = Storage(recipe.storage)
+    if resume == "auto":
+        return _unfinished(recipe, storage) if name is None else _unfinished_named(recipe, storage, name)
+    if name not in (None, resume):
+        raise UserError(
+            f"--run {name} with --resume {resume}", hint="a run that goes on keeps its name: leave out --run"
+        )
+    run = runs.open_run(storage, resume)
+    # Its own recipe counts; an override that says something else is a mistake, and so is one that it does not know.
+    asked = config.override(run.recipe, [*overrides, f"storage={recipe.storage}"], where=f"run {run.name}")
+    check_same(run, asked, open_data(asked))
+    _refuse_finished(run)
+    return run
+
+
+def check_same(run: Run, recipe: config.Recipe, data: PreparedData) -> None:
+    """Raises UserError when ``run`` exists with another recipe or other images."""
+    hint = "give the new run another name, or remove this one"
+    differing = sorted(_differing(run, recipe))
+    if differing:
+        raise UserError(f"run {run.name} exists with other settings: {', '.join(differing)}", hint=hint)
+    if run.manifest["data"]["hash"] != data.hash:
+        raise DataError(f"run {run.name} exists with other images in {data.location.url}", hint=hint)
+
+
+def describe_resumption(run: Run) -> str:
+    """One line: which run goes on, and from where. Warns of checkpoints that are damaged."""
+    with run.newest_checkpoint() as found:
+        step = 0 if found is None else progress_of(found[1]).step
+    total = run.recipe.train.epochs * steps_per_epoch(run.recipe, open_data(run.recipe))
+    return f"train: run {run.name} goes on from step {step} of {total}"
+
+
+def _unfinished(recipe: config.Recipe, storage: Storage) -> Run | None:
+    """The newest run of exactly this recipe and these images, if it is not finished."""
+    data = open_data(recipe)
+    for run in runs.newest_first(storage):
+        try:
+            differing = _differing(run, recipe)
+        except ConfigError:
+            continue  # the recipe of another version, in words that this one does not know
+        if not differing and run.manifest["data"]["hash"] == data.hash:
+            return None if run.state == "finished" else run
+    return None
+
+
+def _differing(run: Run, recipe: config.Recipe) -> set[str]:
+    # Where the storage is, and who is told of the training, is not a setting of it.
+    differing = config.differences(run.recipe, as_started(recipe))
+    return {key for key in differing if key != "storage" and not key.startswith("telemetry.")}
+
+
+def _unfinished_named(recipe: config.Recipe, storage: Storage, name: str) -> Run | None:
+    run = Run(runs.runs(storage) / name)
+    if not (run.location / "manifest.json").exists():
+        return None
+    check_same(run, recipe, open_data(recipe))
+    _refuse_finished(run)
+    return run
+
+
+def _refuse_finished(run: Run) -> None:
+    # Ray Train would restore the finished job from its own snapshot, train nothing and report success.
+    if run.state == "finished":
+        raise UserError(
+            f"run {run.name} is finished: there is nothing left to train",
+            hint=f"evaluate it with `icre evaluate --run {run.name}`, or start a new run under another name",
+        )
