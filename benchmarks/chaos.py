@@ -326,7 +326,7 @@ def full_disk(stage: Stage, calm: Run) -> Outcome:
 
 def disk_stays_full(stage: Stage, calm: Run) -> Outcome:
     """the disk is full and stays so: it stops; room is made; the same command again"""
-    with small_disk(stage.folder / "small-disk", mib=450) as disk:
+    with small_disk(stage.folder / "another-disk", mib=450) as disk:
         command = Command(stage, "stays-full", str(disk))
         process = command.start()
         command.wait_for_step(process, 30)

@@ -56,6 +56,7 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="icre-saver")
         self._pending: Future[None] | None = None
         self._failures: list[str] = []
+        self._last_good = run.reference("last")
         self._asked = time.monotonic()
 
     @property
@@ -70,10 +71,9 @@ class Saver:
         """Why training should stop: several checkpoints in a row could not be written."""
         if len(self._failures) < ATTEMPTS:
             return None
-        last = self._run.reference("last")
         return TrainingError(
             f"{len(self._failures)} checkpoints in a row could not be written: {self._failures[-1]}",
-            hint=f"the last good one is {last or 'none'}; make room or mend the storage, then go on with "
+            hint=f"the last good one is {self._last_good or 'none'}; make room or mend the storage, then go on with "
             f"`icre train --resume {self._run.name}`",
         )
 
@@ -103,6 +103,7 @@ class Saver:
             self._warn(f"the checkpoint of step {snapshot.progress.step} could not be written: {error}")
             return
         self._failures.clear()
+        self._last_good = folder_name(snapshot.progress.step)
         self._done(Saved(snapshot.progress.step, time.monotonic() - started))
 
     def _write(self, snapshot: Snapshot, metrics: list[dict[str, Any]], improved: bool) -> None:
