@@ -128,12 +128,13 @@ class Command:
         """Run it, on the run as it is."""
         recipe = str(self.stage.recipe(self.storage))
         arguments = ["--config", recipe, "--run", self.name, "--resume", "auto", *self.overrides]
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.train", *arguments],
-            env=os.environ | {"ICRE_CHAOS": self.name} | self.environment,
-            stdout=subprocess.DEVNULL,
-            stderr=self.errors.open("ab"),
-        )
+        with self.errors.open("ab") as errors:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipelines.train", *arguments],
+                env=os.environ | {"ICRE_CHAOS": self.name} | self.environment,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for its end, whatever it is."""

@@ -30,6 +30,8 @@ def test_exit_codes_tell_wrong_input_from_a_failed_run() -> None:
     assert {kind.__name__: kind.exit_code for kind in KINDS} == {
         "IcreError": 1,
         "TrainingError": 1,
+        "NotFiniteError": 1,
+        "StoppedError": 143,
         "UserError": 2,
         "ConfigError": 2,
         "DataError": 2,
