@@ -15,7 +15,12 @@ from benchmarks.chaos import Outcome, Stage
 from pipelines.runs import Run
 from pipelines.storage import Storage
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    # Ray's own Cluster leaves sockets for the garbage collector to close.
+    pytest.mark.filterwarnings("ignore:.*<socket:pytest.PytestUnraisableExceptionWarning"),
+]
 
 # A minute each, so those whose parts other tests cover are left to `python -m benchmarks.chaos`: a killed worker
 # (test_main_job), a killed command (a part of "truncated"), an object store that comes back (test_storage) or does not
