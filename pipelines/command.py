@@ -42,7 +42,7 @@ def run_command(command: Callable[..., Any]) -> None:
 def run_app(app: typer.Typer) -> None:
     """Run, and turn an error that the user can act on into two lines and its exit code.
 
-    0: done. 1: failed. 2: the user's mistake (as for a wrong option). 130: Ctrl-C.
+    0: done. 1: failed. 2: the user's mistake (as for a wrong option). 130: Ctrl-C. 143: stopped in order by SIGTERM.
     """
     try:
         app()

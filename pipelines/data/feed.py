@@ -28,7 +28,7 @@ import torch
 from icre import config
 from icre.data import images, plan
 from icre.data.plan import Rows
-from icre.errors import IcreError
+from icre.errors import DataError, IcreError
 from icre.training.step import Batch
 from pipelines.data.caches import DecodedCache, EncodedCache
 from pipelines.data.prepared import PreparedData
@@ -109,7 +109,7 @@ class Feed:
         def begun() -> Iterator[tuple[list[Planned], Any]]:
             while chunk := list(islice(planned, self.steps_per_chunk)):
                 rows = np.concatenate([step.rows for step in chunk])
-                yield chunk, decode.remote(self.data.location.url, rows, size.height, size.width)
+                yield chunk, decode.remote(self.data.location.url, self.data.hash, rows, size.height, size.width)
 
         upcoming = begun()
         in_flight = deque(islice(upcoming, train.loaders))
@@ -155,7 +155,7 @@ class Feed:
 
 def load_images(data: PreparedData, rows: list[int], *, height: int, width: int, threads: int = 1) -> torch.Tensor:
     """(len(rows), 3, H, W) uint8, decoded here; for sets that fit in memory, such as validation."""
-    cache = _encoded(data.location.url)
+    cache = _encoded(data.location.url, data.hash)
     with ThreadPoolExecutor(threads) as pool:
         decoded = list(pool.map(lambda row: images.decode(cache[row], height=height, width=width), rows))
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
@@ -172,19 +172,25 @@ def _result(task: Any) -> np.ndarray:
 
 
 @ray.remote
-def _decode(location: str, rows: Rows, height: int, width: int) -> np.ndarray:
+def _decode(location: str, data_hash: str, rows: Rows, height: int, width: int) -> np.ndarray:
     """(len(rows), height, width, 3) uint8."""
-    cache = _encoded(location)
+    cache = _encoded(location, data_hash)
     pixels = _buffer((len(rows), height, width, 3))
     for out, row in zip(pixels, rows.tolist(), strict=True):
         images.decode(cache[row], height=height, width=width, out=out)
     return pixels
 
 
-# One process serves many tasks. What they share is read once a process.
+# One process serves many tasks. What they share is read once a process, and anew when it was prepared anew.
 @lru_cache(maxsize=2)
-def _encoded(location: str) -> EncodedCache:
-    return EncodedCache(PreparedData.open(Storage(location)))
+def _encoded(location: str, data_hash: str) -> EncodedCache:
+    data = PreparedData.open(Storage(location))
+    if data.hash != data_hash:
+        raise DataError(
+            f"{location} was prepared anew while it is trained on",
+            hint="prepare under another data.name, or stop the training first",
+        )
+    return EncodedCache(data)
 
 
 # Ray has copied a task's result when the process gets its next task; new memory would be faulted in page by page.

@@ -106,7 +106,7 @@ def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
             use_gpu=bool(train.gpus_per_worker),
             resources_per_worker=resources,
         ),
-        # Ray Train's storage is the run's checkpoints/, so what it persists is what a person finds there.
+        # Ray Train wants a place of its own, though nothing is reported to it that it would keep there.
         run_config=RunConfig(
             name="checkpoints",
             storage_path=path,

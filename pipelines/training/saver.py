@@ -46,13 +46,8 @@ class Saver:
         warn: Callable[[str], None],
     ):
         """done, warn: called in the writing thread for a checkpoint that became durable, or that could not."""
-        self._run, self._settings, self._steps_per_epoch, self._done, self._warn = (
-            run,
-            settings,
-            steps_per_epoch,
-            done,
-            warn,
-        )
+        self._run, self._settings, self._steps_per_epoch = run, settings, steps_per_epoch
+        self._done, self._warn = done, warn
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="icre-saver")
         self._pending: Future[None] | None = None
         self._failures: list[str] = []
@@ -103,7 +98,6 @@ class Saver:
             self._warn(f"the checkpoint of step {snapshot.progress.step} could not be written: {error}")
             return
         self._failures.clear()
-        self._last_good = folder_name(snapshot.progress.step)
         self._done(Saved(snapshot.progress.step, time.monotonic() - started))
 
     def _write(self, snapshot: Snapshot, metrics: list[dict[str, Any]], improved: bool) -> None:
@@ -116,6 +110,7 @@ class Saver:
         # Lines of steps that no checkpoint holds would come twice after a restart: both are written together.
         run.write_metrics(metrics)
         run.point("last", name)
+        self._last_good = name
         if improved:
             run.point("best", name)
         run.remove_checkpoints(but=self._kept(snapshot.progress.step))

@@ -23,7 +23,7 @@ from pipelines.runs import Run, print_warning
 from pipelines.storage import Storage
 from pipelines.telemetry.telemetry import Telemetry
 from pipelines.training.progress import Poster, Rate
-from pipelines.training.saver import Saver
+from pipelines.training.saver import Saved, Saver
 from pipelines.training.worker import Worker
 
 LOOK_INTERVAL_S = 5.0
@@ -111,6 +111,7 @@ class _Lead:
             done=self._saved,
             warn=job["board"].note.remote,
         )
+        self.warn = job["board"].note.remote
         self.looked = time.monotonic()
         self.preemption: Any = None
 
@@ -166,9 +167,11 @@ class _Lead:
         self.looked = time.monotonic()
         if preemption is not None and preemption != self.preemption:
             self.save()
+            step = self.worker.progress.step
+            self.warn(f"a node that trains will be taken away; a checkpoint of step {step} is being written")
         self.preemption = preemption
 
-    def _saved(self, saved: Any) -> None:
+    def _saved(self, saved: Saved) -> None:
         self.telemetry.checkpoint(seconds=saved.seconds, stall_seconds=self.stalled, step=saved.step)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from icre.data.images import decode
 from icre.errors import DataError
 from icre.training.step import Batch
 from pipelines.data import caches, ingest
-from pipelines.data.feed import Feed
+from pipelines.data.feed import Feed, load_images
 from pipelines.data.prepared import PreparedData
 from pipelines.training import launch
 
@@ -81,6 +83,28 @@ def test_images_stored_in_their_own_size_serve_any_training_size(recipes: Any, s
             assert image.size == (32, 64)
             expected = np.asarray(image.convert("RGB").resize((32, 48), Image.Resampling.BICUBIC))
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
+
+
+def test_a_set_that_was_prepared_anew_is_read_anew_and_not_under_a_training(
+    recipes: Any, synthetic_images: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "changing"
+    shutil.copytree(synthetic_images, images)
+    recipe = recipes(f"data.root={images}", "train.epochs=3")
+    before, _ = ingest.prepare(recipe)
+    assert len(fed(recipe, before, 0, 1)) == 3 * STEPS
+    for path in images.rglob("*.jpg"):
+        with Image.open(path) as image:
+            changed = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+        changed.save(path, quality=95)
+    after, _ = ingest.prepare(recipe)
+    size = {"height": recipe.data.height, "width": recipe.data.width}
+    batch = fed(recipe, after, 0, 1)[0]
+    pixels = np.stack([decode(after.image(row), **size) for row in batch.rows.tolist()])
+    assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), pixels)
+    # A process that starts now would find other images than the training began with.
+    with pytest.raises(DataError, match="prepared anew"):
+        load_images(replace(after, manifest=before.manifest), [0], **size)
 
 
 def test_slots_number_the_samples_of_an_epoch_once_over_all_workers(prepared: Any) -> None:
