@@ -11,222 +11,25 @@ tests/test_chaos.py asserts the same.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-import torch
-import yaml
-from ray.cluster_utils import Cluster
-from safetensors.torch import load
-
-from cluster.local.object_store import ObjectStore
-from icre import config
-from icre.data.synthetic import SyntheticSpec, generate
-from pipelines.data import ingest
+from benchmarks.chaos_runs import (
+    WAIT_S,
+    Command,
+    Nodes,
+    Outcome,
+    Stage,
+    filled,
+    metrics_off,
+    small_disk,
+    stage,
+    weights_off,
+)
 from pipelines.runs import Run
-from pipelines.session import Demand, ray_session
-from pipelines.storage import Storage
-
-WAIT_S = 240.0
-TIMES = {"time", "images_per_s", "data_wait_s"}
-RECIPE: dict[str, Any] = {
-    "data": {"height": 64, "width": 32, "shard_mib": 0.05, "split": {"val": 0.2, "test": 0.2}},
-    "model": {"backbone": "resnet18", "dim": 32, "heads": 4},
-    "batch": {"identities": 4, "visible": 2, "infrared": 2},
-    "augmentation": {"pad": 4},
-    "optimizer": {"name": "sgd", "lr": 2e-4, "backbone_lr": 2e-4},
-    "schedule": {"warmup_epochs": 0, "milestones": []},
-    "train": {
-        "epochs": 3,
-        "steps_per_epoch": 25,
-        "workers": 2,
-        "cpus_per_worker": 0.5,
-        "loaders": 1,
-        "loader_cpus": 0.25,
-        "step_timeout_s": 25,
-    },
-    "checkpoints": {"minutes": 0.025},
-    "evaluation": {"trials": 2},
-}
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where the disturbances happen: prepared images, an object store, a folder for scratch."""
-
-    folder: Path
-    store: ObjectStore
-
-    def recipe(self, storage: str) -> Path:
-        """A recipe file whose data set is prepared in ``storage``."""
-        path = self.folder / f"{abs(hash(storage))}.yaml"
-        if not path.exists():
-            path.write_text(yaml.safe_dump(RECIPE | {"storage": storage}))
-            recipe = config.load_recipe(path, [f"data.root={self.folder / 'images'}"])
-            with ray_session(self.folder / "logs", demand=Demand(4)):
-                ingest.prepare(recipe)
-        return path
-
-
-@dataclass
-class Outcome:
-    """What a disturbed run came to."""
-
-    lost: str
-    """Work that was done again."""
-    restart_s: float | None
-    """From the last sign of the old workers to the first of the new ones."""
-    exit_codes: list[int]
-    weights_off: float
-    """Largest ||a - b|| / ||b|| of a tensor a and the undisturbed run's b; 0 is bit for bit. ||b|| counts as at least
-    a thousandth of the largest tensor's: biases that began at 0 are still next to nothing."""
-    metrics_off: float
-    """Largest |a - b| / |b| of a number in metrics.jsonl; infinite when lines are missing, double or others."""
-    bound: tuple[float, float] = (0.0, 0.0)
-    """How far off weights and metrics may be."""
-    said: str = ""
-    """The line of standard error that names what happened."""
-
-
-@dataclass
-class Command:
-    """One ``icre train`` in a process of its own; the later ones go on with the same run."""
-
-    stage: Stage
-    name: str
-    storage: str
-    environment: dict[str, str] = field(default_factory=dict)
-    overrides: list[str] = field(default_factory=list)
-    codes: list[int] = field(default_factory=list)
-
-    @property
-    def errors(self) -> Path:
-        """The file of its standard error."""
-        return self.stage.folder / f"{self.name}.err"
-
-    @property
-    def said(self) -> str:
-        """All of standard error until now."""
-        return self.errors.read_text()
-
-    @property
-    def run(self) -> Run:
-        """Its run folder."""
-        return Run(Storage(self.storage) / f"runs/{self.name}")
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Run it, on the run as it is."""
-        recipe = str(self.stage.recipe(self.storage))
-        arguments = ["--config", recipe, "--run", self.name, "--resume", "auto", *self.overrides]
-        with self.errors.open("ab") as errors:
-            return subprocess.Popen(
-                [sys.executable, "-m", "pipelines.train", *arguments],
-                env=os.environ | {"ICRE_CHAOS": self.name} | self.environment,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
-
-    def finish(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for its end, whatever it is."""
-        try:
-            process.wait(WAIT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            raise RuntimeError(f"{self.name} did not end; it said:\n{self.said}") from None
-        self.codes.append(process.returncode)
-
-    def wait_until_it_says(self, process: subprocess.Popen[bytes], text: str) -> None:
-        """Until ``text`` is on its standard error."""
-        self._wait(process, lambda: text in self.said, f"never said {text!r}")
-
-    def run_to_the_end(self) -> None:
-        """Run it undisturbed."""
-        self.finish(self.start())
-
-    def wait_for_step(self, process: subprocess.Popen[bytes], step: int) -> int:
-        """Until a checkpoint of ``step`` or later is durable; the step it is of."""
-        self._wait(process, lambda: self.last_step >= step, f"has no checkpoint of step {step}")
-        return self.last_step
-
-    @property
-    def last_step(self) -> int:
-        """Of the newest durable checkpoint."""
-        last = self.run.reference("last")
-        return 0 if last is None else int(last.removeprefix("step-"))
-
-    def _wait(self, process: subprocess.Popen[bytes], happened: Callable[[], bool], otherwise: str) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while not happened():
-            if time.monotonic() > deadline or process.poll() is not None:
-                process.kill()
-                raise RuntimeError(f"{self.name} {otherwise}; it said:\n{self.said}")
-            time.sleep(0.05)
-
-    def workers(self) -> list[int]:
-        """Process ids of its training workers."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                is_worker = entry.name.isdigit() and "RayTrainWorker" in (entry / "cmdline").read_text()
-                if is_worker and f"ICRE_CHAOS={self.name}\0" in (entry / "environ").read_text():
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-        return sorted(found)
-
-    def outcome(self, calm: Run, *, lost: str = "", sign: str = "") -> Outcome:
-        """Compared with the undisturbed run. sign: of the line to quote."""
-        restarts = (self.run.location / "status.json").read_json().get("restarts", [])
-        repeated = ", ".join(f"{r['repeated']} steps after step {r['from_step']}" for r in restarts)
-        return Outcome(
-            lost=lost or repeated or "nothing",
-            restart_s=restarts[0]["seconds"] if restarts else None,
-            exit_codes=self.codes,
-            weights_off=weights_off(self.run, calm),
-            metrics_off=metrics_off(self.run, calm),
-            said=next((line for line in self.said.splitlines() if sign and sign in line), ""),
-        )
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    """Of the last checkpoint."""
-    return load((run.location / "checkpoints" / str(run.reference("last")) / "model.safetensors").read_bytes())
-
-
-def weights_off(run: Run, calm: Run) -> float:
-    """See :class:`Outcome`."""
-    mine, theirs = weights(run), weights(calm)
-    if mine.keys() != theirs.keys():
-        return math.inf
-    distances = {name: float((mine[name].double() - theirs[name].double()).norm()) for name in mine}
-    norms = {name: float(value.double().norm()) for name, value in theirs.items()}
-    floor = 1e-3 * max(norms.values())
-    return max(distances[name] / max(norms[name], floor) for name in mine)
-
-
-def metrics_off(run: Run, calm: Run) -> float:
-    """See :class:`Outcome`. What depends on the clock is left out."""
-    lines = [[sorted((k, v) for k, v in row.items() if k not in TIMES) for row in r.metrics()] for r in (run, calm)]
-    keys = [[[k for k, _ in line] for line in side] for side in lines]
-    if keys[0] != keys[1]:
-        return math.inf
-    pairs: list[tuple[Any, Any]] = [
-        (a, b) for x, y in zip(*lines, strict=True) for (_, a), (_, b) in zip(x, y, strict=True)
-    ]
-    if any(a != b for a, b in pairs if not isinstance(b, float)):
-        return math.inf
-    return float(max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs if isinstance(b, float)))
-
 
 Scenario = Callable[[Stage, Run], Outcome]
 
@@ -234,30 +37,25 @@ Scenario = Callable[[Stage, Run], Outcome]
 def worker(stage: Stage, calm: Run) -> Outcome:
     """SIGKILL of a training process"""
     command = Command(stage, "worker", str(stage.folder / "storage"))
-    process = command.start()
-    command.wait_for_step(process, 30)
-    os.kill(command.workers()[0], signal.SIGKILL)
-    command.finish(process)
+    with command.disturbed():
+        os.kill(command.workers()[0], signal.SIGKILL)
     return command.outcome(calm, sign="workers were lost")
 
 
 def hung(stage: Stage, calm: Run) -> Outcome:
     """a training process stops answering (SIGSTOP)"""
     command = Command(stage, "hung", str(stage.folder / "storage"))
-    process = command.start()
-    command.wait_for_step(process, 30)
-    os.kill(command.workers()[0], signal.SIGSTOP)
-    command.finish(process)
+    with command.disturbed():
+        os.kill(command.workers()[0], signal.SIGSTOP)
     return command.outcome(calm, sign="workers were lost")
 
 
 def driver(stage: Stage, calm: Run) -> Outcome:
     """SIGKILL of the command, then the same command again"""
     command = Command(stage, "driver", str(stage.folder / "storage"))
-    process = command.start()
-    step = command.wait_for_step(process, 30)
-    process.kill()
-    command.finish(process)
+    with command.disturbed() as process:
+        command.kill(process)
+    step = command.last_step
     command.run_to_the_end()
     return command.outcome(calm, lost=f"steps since the last checkpoint (here step {step})", sign="goes on from step")
 
@@ -265,10 +63,8 @@ def driver(stage: Stage, calm: Run) -> Outcome:
 def preempted(stage: Stage, calm: Run) -> Outcome:
     """SIGTERM to the command, then the same command again"""
     command = Command(stage, "preempted", str(stage.folder / "storage"))
-    process = command.start()
-    command.wait_for_step(process, 30)
-    process.terminate()
-    command.finish(process)
+    with command.disturbed() as process:
+        process.terminate()
     command.run_to_the_end()
     return command.outcome(calm, sign="goes on from step")
 
@@ -276,10 +72,9 @@ def preempted(stage: Stage, calm: Run) -> Outcome:
 def truncated(stage: Stage, calm: Run) -> Outcome:
     """SIGKILL of the command, and its newest checkpoint cut off"""
     command = Command(stage, "truncated", str(stage.folder / "storage"))
-    process = command.start()
-    step = command.wait_for_step(process, 30)
-    process.kill()
-    command.finish(process)
+    with command.disturbed() as process:
+        command.kill(process)
+    step = command.last_step
     newest = command.run.location / f"checkpoints/{command.run.reference('last')}/model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     command.run_to_the_end()
@@ -291,12 +86,10 @@ def truncated(stage: Stage, calm: Run) -> Outcome:
 def outage(stage: Stage, calm: Run) -> Outcome:
     """the object store is down for 10 s during checkpoints"""
     command = Command(stage, "outage", f"{stage.store.url}/chaos")
-    process = command.start()
-    command.wait_for_step(process, 30)
-    stage.store.kill()
-    time.sleep(10)
-    stage.store.restart()
-    command.finish(process)
+    with command.disturbed():
+        stage.store.kill()
+        time.sleep(10)
+        stage.store.restart()
     return command.outcome(calm)
 
 
@@ -304,10 +97,8 @@ def store_gone(stage: Stage, calm: Run) -> Outcome:
     """the object store goes and stays away: it stops; the store comes back; the same command again"""
     patience = {"AWS_MAX_ATTEMPTS": "3"}  # instead of a minute for every request
     command = Command(stage, "store-gone", f"{stage.store.url}/chaos", environment=patience)
-    process = command.start()
-    command.wait_for_step(process, 30)
-    stage.store.kill()
-    command.finish(process)
+    with command.disturbed():
+        stage.store.kill()
     stage.store.restart()
     command.run_to_the_end()
     return command.outcome(calm, lost="steps since the last checkpoint", sign="checkpoints in a row")
@@ -317,11 +108,8 @@ def full_disk(stage: Stage, calm: Run) -> Outcome:
     """the disk is full for one checkpoint"""
     with small_disk(stage.folder / "small-disk", mib=450) as disk:
         command = Command(stage, "full-disk", str(disk))
-        process = command.start()
-        command.wait_for_step(process, 30)
-        with filled(disk):
+        with command.disturbed() as process, filled(disk):
             command.wait_until_it_says(process, "could not be written")
-        command.finish(process)
         return command.outcome(calm, sign="could not be written")
 
 
@@ -329,69 +117,10 @@ def disk_stays_full(stage: Stage, calm: Run) -> Outcome:
     """the disk is full and stays so: it stops; room is made; the same command again"""
     with small_disk(stage.folder / "another-disk", mib=450) as disk:
         command = Command(stage, "stays-full", str(disk))
-        process = command.start()
-        command.wait_for_step(process, 30)
-        with filled(disk):
-            command.finish(process)
+        with command.disturbed() as process, filled(disk):
+            process.wait(WAIT_S)
         command.run_to_the_end()
         return command.outcome(calm, lost="steps since the last checkpoint", sign="checkpoints in a row")
-
-
-@contextmanager
-def small_disk(folder: Path, *, mib: int) -> Iterator[Path]:
-    """A file system of its own. Needs the right to mount one."""
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@contextmanager
-def filled(disk: Path) -> Iterator[None]:
-    """No byte is free on ``disk``."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(2**16))
-        except OSError:
-            pass
-    try:
-        yield
-    finally:
-        filler.unlink()
-
-
-class Nodes:
-    """A Ray cluster of real raylets on this machine: the command's own, of one CPU, and others."""
-
-    def __init__(self, name: str, *cpus: int) -> None:
-        """name: of the command that will use it; cpus: of each of the others."""
-        self.name, self.cpus = name, cpus
-
-    def __enter__(self) -> Nodes:
-        os.environ["ICRE_CHAOS"] = self.name  # workers have the environment of their raylet
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1} | MEMORY)
-        self.others = [self.cluster.add_node(num_cpus=cpus, **MEMORY) for cpus in self.cpus]
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.cluster.shutdown()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What makes a command use it."""
-        return {"RAY_ADDRESS": self.cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
-
-    def that_trains(self, workers: list[int]) -> Any:
-        """One of the others, whose raylet started one of ``workers``."""
-        raylets = {_raylet_of(pid) for pid in workers}
-        return next(node for node in self.others if node.all_processes["raylet"][0].process.pid in raylets)
-
-
-MEMORY: dict[str, Any] = {"object_store_memory": 150 * 2**20}
 
 
 def raylet(stage: Stage, calm: Run) -> Outcome:
@@ -400,39 +129,42 @@ def raylet(stage: Stage, calm: Run) -> Outcome:
         one_cpu = ["train.cpus_per_worker=1"]  # so that both workers do not fit beside the command
         storage = str(stage.folder / "storage")
         command = Command(stage, "raylet", storage, environment=nodes.environment, overrides=one_cpu)
-        process = command.start()
-        command.wait_for_step(process, 30)
-        nodes.that_trains(command.workers()).kill_raylet()
-        command.finish(process)
+        with command.disturbed():
+            nodes.that_trains(command.workers()).kill_raylet()
     return command.outcome(calm, sign="workers were lost")
 
 
+def drained(stage: Stage, calm: Run) -> Outcome:
+    """notice that a node that trains will be taken away, as for a spot machine; then its raylet is killed"""
+    with Nodes("drained", 2, 2) as nodes:
+        storage = str(stage.folder / "storage")
+        one_cpu = ["train.cpus_per_worker=1"]
+        command = Command(stage, "drained", storage, environment=nodes.environment, overrides=one_cpu)
+        with command.disturbed(from_step=1) as process:
+            node = nodes.that_trains(command.workers())
+            nodes.give_notice(node, seconds=60)
+            command.wait_until_it_says(process, "will be taken away")
+            command.wait_for_step(process, int(command.said.split("a checkpoint of step ")[1].split()[0]))
+            node.kill_raylet()
+    return command.outcome(calm, sign="will be taken away")
+
+
 def elastic(stage: Stage, calm: Run) -> Outcome:
-    """the same with `train.workers=[1,2]` and no room for a second worker elsewhere: it goes on with one"""
+    """SIGKILL of the raylet with `train.workers=[1,2]` and room for one worker alone: it goes on with one"""
     options = ["train.workers=[1,2]", "train.cpus_per_worker=1", "train.cache=decoded"]
     storage = str(stage.folder / "storage")
     with Nodes("elastic", 1) as nodes:
         command = Command(stage, "elastic", storage, environment=nodes.environment, overrides=options)
-        process = command.start()
-        command.wait_for_step(process, 30)
-        if len(command.workers()) != 2:
-            raise RuntimeError(f"training started with {len(command.workers())} workers, so nothing would be shown")
-        nodes.that_trains(command.workers()).kill_raylet()
-        command.finish(process)
+        with command.disturbed():
+            if len(command.workers()) != 2:
+                raise RuntimeError(f"training started with {len(command.workers())} workers, so nothing would be shown")
+            nodes.that_trains(command.workers()).kill_raylet()
     # Another number of workers adds up in another order: bit for bit is promised for the same number only. A run on one
     # worker from the start says how far that goes.
     single = Command(stage, "single", storage, overrides=["train.workers=1"])
     single.run_to_the_end()
     bound = 2 * weights_off(single.run, calm), 2 * metrics_off(single.run, calm)
     return replace(command.outcome(calm, sign="workers were lost"), bound=bound)
-
-
-def _raylet_of(worker: int) -> int:
-    """Process id of the raylet that started ``worker``."""
-    variables = dict(
-        line.split("=", 1) for line in Path(f"/proc/{worker}/environ").read_text().split("\0") if "=" in line
-    )
-    return int(variables["RAY_RAYLET_PID"])
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -442,27 +174,13 @@ SCENARIOS: dict[str, Scenario] = {
     "preempted": preempted,
     "truncated": truncated,
     "raylet": raylet,
+    "drained": drained,
     "elastic": elastic,
     "outage": outage,
     "store_gone": store_gone,
     "full_disk": full_disk,
     "disk_stays_full": disk_stays_full,
 }
-
-
-@contextmanager
-def stage() -> Iterator[tuple[Stage, Run]]:
-    """Images, an object store, and the undisturbed run."""
-    with tempfile.TemporaryDirectory(prefix="icre-chaos-") as scratch, ObjectStore(bucket="icre-chaos") as store:
-        folder = Path(scratch)
-        os.environ |= {**store.environment(), "ICRE_CACHE": str(folder / "cache")}
-        generate(folder / "images", SyntheticSpec(identities=12, images_per_modality=4, height=64, width=32))
-        place = Stage(folder, store)
-        calm = Command(place, "calm", str(folder / "storage"))
-        calm.run_to_the_end()
-        if calm.codes != [0]:
-            raise RuntimeError(f"the undisturbed run failed:\n{calm.said}")
-        yield place, calm.run
 
 
 def main() -> None:

@@ -34,7 +34,6 @@ from icre.data.synthetic import SyntheticSpec, generate
 from icre.training import distributed
 from icre.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from icre.training.step import train_step
-from pipelines import train
 from pipelines.data import ingest
 from pipelines.data.feed import Feed
 from pipelines.data.prepared import open_data
@@ -108,7 +107,7 @@ def _under_ray(recipe: config.Recipe, folder: Path, options: argparse.Namespace)
         clock.write(folder, ray.train.get_context().get_world_rank())
 
     demand = Demand.of_training(recipe.train)
-    with ray_session(folder.parent / "logs", demand=demand), patch.object(train, "train_worker", measured):
+    with ray_session(folder.parent / "logs", demand=demand), patch.object(execution, "train_worker", measured):
         run = launch.start(recipe, folder.name)
         execution.execute(run)
     losses = [row["loss"] for row in run.metrics() if row["kind"] == "step"]

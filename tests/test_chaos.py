@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from benchmarks import chaos
-from benchmarks.chaos import Outcome, Stage
+from benchmarks.chaos_runs import Outcome, Stage, metrics_off, stage, weights_off
 from pipelines.runs import Run
 from pipelines.storage import Storage
 
@@ -23,15 +23,15 @@ pytestmark = [
 ]
 
 # A minute each, so those whose parts other tests cover are left to `python -m benchmarks.chaos`: a killed worker
-# (test_main_job), a killed command (a part of "truncated"), an object store that comes back (test_storage) or does not
-# (as a disk that stays full), a disk that is full for a while (test_saver).
-EXIT_CODES = {"hung": [0], "preempted": [143, 0], "truncated": [-9, 0], "raylet": [0], "elastic": [0]}
+# (test_main_job), a killed command (a part of "truncated"), a killed raylet (a part of "drained"), an object store that
+# comes back (test_storage) or does not (as a disk that stays full), a disk that is full for a while (test_saver).
+EXIT_CODES = {"hung": [0], "preempted": [143, 0], "truncated": [-9, 0], "drained": [0], "elastic": [0]}
 EXIT_CODES["disk_stays_full"] = [1, 0]
 
 
 @pytest.fixture(scope="module")
 def disturbed() -> Iterator[tuple[Stage, Run]]:
-    with chaos.stage() as found:
+    with stage() as found:
         yield found
 
 
@@ -58,16 +58,16 @@ def test_a_difference_is_seen(disturbed: tuple[Stage, Run], tmp_path: Path) -> N
     _, calm = disturbed
     shutil.copytree(calm.location.url, tmp_path / "other")
     other = Run(Storage(tmp_path / "other"))
-    assert chaos.weights_off(other, calm) == chaos.metrics_off(other, calm) == 0
+    assert weights_off(other, calm) == metrics_off(other, calm) == 0
     path = tmp_path / "other" / "checkpoints" / str(other.reference("last")) / "model.safetensors"
     content = load_file(path)
     content["head.classifier.weight"][0, 0] += 1e-3
     save_file(content, path)
-    assert 0 < chaos.weights_off(other, calm) < 1
+    assert 0 < weights_off(other, calm) < 1
     rows = other.metrics()
     rows[3]["loss"] *= 1.001
     other.write_metrics(rows)
-    assert chaos.metrics_off(other, calm) == pytest.approx(1e-3, rel=1e-6)
+    assert metrics_off(other, calm) == pytest.approx(1e-3, rel=1e-6)
     for broken in (rows[:-1], [*rows, rows[-1]], [*rows[:-1], rows[-1] | {"step": 1}]):
         other.write_metrics(broken)
-        assert chaos.metrics_off(other, calm) == float("inf")
+        assert metrics_off(other, calm) == float("inf")
