@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 	$(shell $(name) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(name))) python3)
 
 # All that icre/ and its tests need: the method without the cluster.
-METHOD := torch numpy pillow simplejpeg scipy pydantic pyyaml pyarrow safetensors matplotlib pytest pytest-timeout hypothesis
+METHOD := torch numpy pillow simplejpeg scipy scikit-learn pydantic pyyaml pyarrow safetensors matplotlib pytest pytest-timeout hypothesis
 CLUSTER_ONLY := ray s3fs prometheus_client
 
 # $(call install,folder of the virtual environment,what to install): the stamp $@ is touched when pip succeeded.

@@ -18,6 +18,8 @@ class Variant:
 
     name: str
     overrides: tuple[str, ...] = ()
+    value: float | None = None
+    """In a sweep: of the parameter that the table is about."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,12 @@ class Spread:
 
 def _with(*components: str) -> str:
     return f"components=[{','.join(components)}]"
+
+
+def _sweep(symbol: str, key: str, chosen: float, values: Sequence[float]) -> tuple[Variant, ...]:
+    """One variant a value, the chosen one first: the others are compared with it."""
+    ordered = [chosen, *(value for value in values if value != chosen)]
+    return tuple(Variant(f"{symbol} = {value:g}", (f"{key}={value:g}",), value) for value in ordered)
 
 
 TABLES: dict[str, tuple[Variant, ...]] = {
@@ -82,8 +90,10 @@ TABLES: dict[str, tuple[Variant, ...]] = {
         Variant("ID + hetero-centre triplet", (_with("mpfr", "sdce"), "loss.triplet=hetero_center")),
         Variant("ID + ICG", (_with("mpfr", "sdce", "icg"),)),
     ),
+    "lambda": _sweep("λ", "loss.icg.weight", 1.0, (0.1, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0)),
+    "rho1": _sweep("ρ1", "loss.icg.rho1", 0.1, (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)),
 }
-"""Every option of the network and the loss is a row of one of them."""
+"""Every option of the network and the loss is a row of one of them. The last two are the sweeps of Figure 3."""
 
 
 def paired_differences(values: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:

@@ -24,6 +24,25 @@ Component = Literal["mpfr", "sdce", "icg"]
 Precision = Literal["fp32", "bf16", "fp16"]
 """Number formats of the network's forward pass."""
 
+ProtocolName = Literal[
+    "folder",
+    "sysu-all-single",
+    "sysu-all-multi",
+    "sysu-indoor-single",
+    "sysu-indoor-multi",
+    "sysu-all-single-official",
+    "sysu-all-multi-official",
+    "sysu-indoor-single-official",
+    "sysu-indoor-multi-official",
+    "regdb",
+    "llcm",
+    "llcm-drawn-queries",
+]
+"""Evaluation protocols: icre/evaluation/protocols.py says what each of them is."""
+
+FOLDER_CHOICES = {"trials", "shots", "camera_rule", "cmc"}
+"""Keys of ``evaluation`` that only the protocol ``folder`` leaves open."""
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -249,7 +268,7 @@ class Checkpoints(Section):
     keep_every: Positive | None = None
     """Every so many epochs one is kept for good; None: none but the newest and the best."""
     best: Literal["mAP", "rank1", "mINP"] = "mAP"
-    """What chooses ``best``: this metric on the validation identities, mean of both directions."""
+    """What chooses ``best``: this metric on the validation identities, mean of the protocol's directions."""
 
 
 class Compute(Section):
@@ -269,8 +288,11 @@ class Compute(Section):
 
 
 class Evaluation(Section):
-    """Protocol ``folder``: all images of one modality query a sampled gallery of the other."""
+    """Who queries whom among the test identities, and how that is counted."""
 
+    protocol: ProtocolName = "folder"
+    """Of a benchmark data set: docs/protocols.md lists them. folder: all images of one modality query a sampled gallery
+    of the other, by the four choices that follow; the other protocols have made theirs."""
     trials: Positive = 10
     """Gallery draws; tables show their mean ± std."""
     shots: Positive = 1
@@ -279,6 +301,10 @@ class Evaluation(Section):
     """same_camera: gallery images of the query's identity and camera are ignored."""
     cmc: Literal["image", "identity"] = "image"
     """What CMC counts: images, or identities (SYSU-MM01, LLCM)."""
+    flip: bool = False
+    """Average the features of an image and of its mirror image; tables say so."""
+    rerank: bool = False
+    """Rank by k-reciprocal neighbours (k1 20, k2 6, weight 0.3) instead of cosine distance; tables say so."""
     batch_size: Positive = 64
     """Images in one forward pass."""
     workers: Positive = 1
@@ -388,6 +414,13 @@ class Recipe(Section):
         yield (
             list(milestones) == sorted(set(milestones)),
             f"schedule.milestones={list(milestones)}: ascending, each once",
+        )
+        own = self.evaluation.model_dump(include=FOLDER_CHOICES)
+        changed = {key: value for key, value in own.items() if value != Evaluation.model_fields[key].default}
+        yield (
+            self.evaluation.protocol == "folder" or not changed,
+            f"{', '.join(f'evaluation.{key}={value}' for key, value in changed.items())} with "
+            f"evaluation.protocol={self.evaluation.protocol}, which has made this choice: remove it, or choose folder",
         )
         yield (
             self.schedule.warmup_epochs <= t.epochs,
@@ -520,12 +553,15 @@ def _assign(values: dict[str, Any], path: list[str], text: str) -> str | None:
 
 
 def _prune(values: Any, location: Sequence[str | int]) -> None:
-    """Remove the top-most value that lies on ``location``; items of a list go with the whole list."""
+    """Remove the value at ``location``; items of a list go with the whole list.
+
+    Where a key has several types, ``location`` goes on behind its value with the name of the type that was tried.
+    """
     node = values
     for part, following in zip(location, [*location[1:], None], strict=True):
-        if not isinstance(node, dict) or part not in node:
+        if part not in node:
             return
-        if following is None or not isinstance(node[part], dict):
+        if not isinstance(node[part], dict) or following not in node[part]:
             del node[part]
             return
         node = node[part]

@@ -10,13 +10,14 @@ from typing import Annotated
 
 import typer
 
-from icre import config
+from icre import config, figures
 from icre.ablation import TABLES, Variant
 from icre.errors import ConfigError, TrainingError
 from pipelines import prepare, runs, series, synthesize
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.reporting.ablation_table import Entry, ablation_table_markdown
+from pipelines.reporting.ablation_table import METRICS, Entry, ablation_table_markdown
+from pipelines.reporting.plates import PRINTED
 from pipelines.runs import Run
 from pipelines.storage import Storage
 
@@ -45,6 +46,8 @@ def command(
     only: Only = None,
 ) -> None:
     """Train and evaluate every variant of a table; mean ± standard deviation over seeds, as Markdown.
+
+    The tables lambda and rho1 are the sweeps of the paper's Figure 3, which is drawn beside them as sweep.png and .pdf.
 
     Runs that are finished are not repeated, and one that was interrupted goes on, so the same command resumes.
     """
@@ -109,7 +112,26 @@ def run(trials: Sequence[Trial], data: PreparedData, folder: Storage) -> str:
         markdown = ablation_table_markdown(entries)
         (folder / "results.json").write_json([entry.to_dict() for entry in entries])
         (folder / "table.md").write_text(markdown + "\n")
+        for kind in PRINTED if trial.variant.value is not None else ():
+            (folder / f"sweep.{kind}").write_bytes(
+                figures.encode(figures.sweep_curves([_sweep(trials, entries)]), kind)
+            )
     return markdown
+
+
+def _sweep(trials: Sequence[Trial], entries: Sequence[Entry]) -> figures.Sweep:
+    """A panel of the paper's Figure 3: rank-1 and mAP, means of the directions, against the parameter's value."""
+    values = {trial.variant.name: trial.variant.value for trial in trials}
+    points: dict[float, dict[str, list[float]]] = {}
+    for entry in entries:
+        value = values[entry.variant]
+        assert value is not None
+        reached = points.setdefault(value, {metric: [] for metric in METRICS})
+        for metric in METRICS:
+            if (mean := entry.mean_metric(metric)) is not None:
+                reached[metric].append(mean)
+    symbol, _, chosen = trials[0].variant.name.partition(" = ")
+    return figures.Sweep(symbol, points, chosen=float(chosen))
 
 
 def _entry(trial: Trial) -> Entry:

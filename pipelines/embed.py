@@ -21,7 +21,8 @@ from pipelines.networks import load_network
 def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe) -> torch.Tensor:
     """(n, D) float32 retrieval features of ``data.rows_of(split)``, in that order, by a checkpoint of a run.
 
-    The network gets images of the recipe's size. Raises IcreError when the number of features is not that of the
+    The network gets images of the recipe's size; with ``evaluation.flip`` a feature is the normalised sum of those of
+    the image and of its mirror image. Raises IcreError when the number of features is not that of the
     images.
     """
     settings = recipe.evaluation
@@ -56,7 +57,7 @@ class _Embedder:
 
     def __init__(self, run_url: str, checkpoint: str, recipe: config.Recipe) -> None:
         torch.set_num_threads(max(1, int(recipe.evaluation.cpus_per_worker)))
-        self.height, self.width = recipe.data.height, recipe.data.width
+        self.height, self.width, self.flip = recipe.data.height, recipe.data.width, recipe.evaluation.flip
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.network = load_network(run_url, checkpoint)[0].to(self.device).eval()
 
@@ -69,4 +70,6 @@ class _Embedder:
         with torch.inference_mode():
             x = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))
             features = self.network.embed(x, infrared)
+            if self.flip:
+                features = torch.nn.functional.normalize(features + self.network.embed(x.flip(3), infrared), dim=1)
         return {"path": [struct["path"] for struct in structs], "feature": features.float().cpu().numpy()}

@@ -1,47 +1,69 @@
-"""``icre report``: everything a run folder holds, as one HTML file that needs no network."""
+"""``icre report``: everything a run folder holds, as one HTML file that needs no network, and its figures for print."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
 
 from icre import config
 from icre.errors import DataError
 from pipelines import runs
-from pipelines.command import ConfigFile, DryRun, Overrides, RunName, run_command
-from pipelines.data.prepared import open_data
-from pipelines.reporting.report_page import render
+from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.data.prepared import PreparedData, open_data
+from pipelines.features import kept_features, model_hash
+from pipelines.measure import SPLIT
+from pipelines.networks import UNTRAINED, load_network
+from pipelines.reporting.metric_table import BEST
+from pipelines.reporting.pictures import Examples, Model, Picture, pictures
+from pipelines.reporting.plates import Plates
+from pipelines.reporting.report_page import RunContent, render
 from pipelines.runs import Run
 from pipelines.storage import Storage
 
+RunNames = Annotated[
+    list[str],
+    typer.Option(
+        "--run", help="A run in <storage>/runs; latest: the newest. Further ones are compared with the first."
+    ),
+]
+
 
 def command(
-    config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False, run: RunName = "latest"
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    names: RunNames = ["latest"],  # noqa: B006
 ) -> None:
-    """Write report/index.html of a run."""
+    """Write report/index.html of the first run, beside any number of others, and its figures as PNG and PDF."""
     recipe = config.load_recipe(config_file, overrides or [])
-    found = runs.open_run(Storage(recipe.storage), run)
+    found = [runs.open_run(Storage(recipe.storage), name) for name in dict.fromkeys(names)]
     if dry_run:
-        evaluated = (found.location / "eval").list() if (found.location / "eval").exists() else []
-        print(f"run: {found.name}\nmetric lines: {len(found.metrics())}\nevaluations: {', '.join(evaluated) or 'none'}")
-        print(f"would write: {report_path(found).url}")
+        for run in found:
+            evaluated = ", ".join(_evaluated(run)) or "none"
+            print(f"run: {run.name}\nmetric lines: {len(run.metrics())}\nevaluations: {evaluated}")
+        print(f"would write: {report_path(found[0]).url}")
         return
-    print(write(found).url)
+    print(write(*found).url)
 
 
-def write(run: Run) -> Storage:
-    """Render the run's report; where it lies."""
-    folder = run.location / "eval"
-    evaluations = [(folder / name).read_json() for name in (folder.list() if folder.exists() else [])]
+def write(run: Run, *others: Run) -> Storage:
+    """Render the report of ``run`` beside ``others``; where it lies."""
+    data = _data_of(run)
+    plates = Plates()
     page = render(
-        run_name=run.name,
-        manifest=run.manifest,
-        status=(run.location / "status.json").read_json(),
-        recipe_yaml=run.recipe.to_yaml(),
-        metrics=run.metrics(),
-        evaluations=evaluations,
-        image_of=_image_reader(run),
+        _content(run),
+        others=[_content(other) for other in others],
+        image_of=_no_image if data is None else data.image,
+        pictures=[] if data is None else _pictures(run, others, data),
+        plates=plates,
     )
     path = report_path(run)
+    folder = run.location / "report" / "figures"
+    folder.delete()  # those of models that are no longer shown
+    for name, content in plates.files().items():
+        (folder / name).write_bytes(content)
     path.write_text(page)
     return path
 
@@ -51,15 +73,53 @@ def report_path(run: Run) -> Storage:
     return run.location / "report" / "index.html"
 
 
-def _image_reader(run: Run) -> Callable[[int], bytes | None]:
-    """Encoded image of a row; None for all when the data set is gone or is no longer the one evaluated."""
+def _content(run: Run) -> RunContent:
+    return RunContent(
+        name=run.name,
+        manifest=run.manifest,
+        status=(run.location / "status.json").read_json(),
+        recipe_yaml=run.recipe.to_yaml(),
+        metrics=run.metrics(),
+        evaluations=[(run.location / "eval" / name).read_json() for name in _evaluated(run)],
+    )
+
+
+def _evaluated(run: Run) -> Sequence[str]:
+    folder = run.location / "eval"
+    return folder.list() if folder.exists() else []
+
+
+def _pictures(run: Run, others: Sequence[Run], data: PreparedData) -> list[Picture]:
+    """Of the network before training and of every run's best checkpoint, as far as they were evaluated on ``data``."""
+    wanted = [(run, UNTRAINED, UNTRAINED), (run, BEST, run.name if others else BEST)]
+    wanted += [(other, BEST, other.name) for other in others]
+    models = [model for each in wanted if (model := _model(*each, data)) is not None]
+    return pictures(models, Examples(data, run.recipe))
+
+
+def _model(run: Run, checkpoint: str, label: str, data: PreparedData) -> Model | None:
+    if checkpoint != UNTRAINED and run.reference(checkpoint) is None:
+        return None
+    network, described = load_network(run.location.url, checkpoint)
+    features = kept_features(run, described["sha256"] or model_hash(network), data, SPLIT, run.recipe)
+    if features is None:
+        command = f"icre evaluate --run {run.name} --checkpoint {checkpoint}"
+        say(f"report: no pictures of {checkpoint} of {run.name} before `{command}`")
+        return None
+    return Model(label, network, features)
+
+
+def _data_of(run: Run) -> PreparedData | None:
+    """The run's data set; None when it is gone or is no longer the one that was evaluated."""
     try:
         data = open_data(run.recipe)
     except DataError:
-        return lambda row: None
-    if data.hash != run.manifest["data"]["hash"]:
-        return lambda row: None
-    return data.image
+        return None
+    return data if data.hash == run.manifest["data"]["hash"] else None
+
+
+def _no_image(row: int) -> None:
+    return None
 
 
 if __name__ == "__main__":

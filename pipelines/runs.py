@@ -1,7 +1,7 @@
 """The run folder: the same tree on disk and in object storage.
 
 config.yaml  manifest.json  metrics.jsonl  status.json  checkpoints/{last,best,step-*}  eval/*.json
-report/index.html  logs/
+features/  report/index.html  logs/
 
 ``checkpoints/last`` and ``checkpoints/best`` are one-line files that name a ``step-…`` folder: a single small
 object is replaced atomically everywhere, a folder is not.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from icre import config
 from pipelines import evaluate
 from pipelines.data.prepared import PreparedData
+from pipelines.measure import choices
 from pipelines.runs import Run
 from pipelines.session import Demand, ray_session_for
 from pipelines.storage import Storage
@@ -43,7 +43,7 @@ def result_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
         launch.start(recipe, run.name)
     if run.state != "finished":
         execution.execute(run)
-    path = evaluate.result_path(run, CHECKPOINT)
+    path = evaluate.result_path(run, CHECKPOINT, recipe)
     if path.exists():
         written: dict[str, Any] = path.read_json()
         if _is_current(written, run, recipe):
@@ -53,6 +53,5 @@ def result_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
 
 def _is_current(written: dict[str, Any], run: Run, recipe: config.Recipe) -> bool:
     """Neither of an earlier best, as it was in the middle of the training, nor by another protocol."""
-    asked = asdict(evaluate.protocol_of(recipe)) | {"image_size": [recipe.data.height, recipe.data.width]}
     evaluated = folder_name(written["checkpoint"]["step"])
-    return evaluated == run.reference(CHECKPOINT) and asked.items() <= written["protocol"].items()
+    return evaluated == run.reference(CHECKPOINT) and written["protocol"] == choices(recipe)

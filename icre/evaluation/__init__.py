@@ -1,26 +1,23 @@
 """From features to CMC, mAP and mINP, under the conventions of each data set."""
 
+from icre.evaluation.draws import draw_gallery
 from icre.evaluation.inputs import CameraRule, CmcUnit
-from icre.evaluation.protocols import (
-    DirectionResult,
-    FolderProtocol,
-    draw_gallery,
-    run_protocol,
-)
+from icre.evaluation.protocols import Protocol, protocol_of
 from icre.evaluation.ranking import (
-    RankingResult,
     cosine_distance,
     evaluate_llcm,
     evaluate_ranking,
     evaluate_regdb,
     evaluate_sysu,
 )
+from icre.evaluation.runs import DirectionResult, run_protocol
+from icre.evaluation.scores import RankingResult
 
 __all__ = [
     "CameraRule",
     "CmcUnit",
     "DirectionResult",
-    "FolderProtocol",
+    "Protocol",
     "RankingResult",
     "cosine_distance",
     "draw_gallery",
@@ -28,5 +25,6 @@ __all__ = [
     "evaluate_ranking",
     "evaluate_regdb",
     "evaluate_sysu",
+    "protocol_of",
     "run_protocol",
 ]

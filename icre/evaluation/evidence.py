@@ -1,4 +1,4 @@
-"""What a table does not show: how far apart the modalities are, and what the ranked lists look like."""
+"""What a table does not show: how far apart the modalities are, which cameras are hard, what the lists look like."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from icre.evaluation.protocols import DIRECTIONS, FolderProtocol, draw_gallery
+from icre.data.records import Record
+from icre.evaluation.draws import Permutations, trials
+from icre.evaluation.inputs import excluded_pairs, unit_rows
+from icre.evaluation.protocols import Protocol
+from icre.evaluation.runs import side_labels
+from icre.evaluation.scores import score_queries
 
 BINS = 64
 QUERIES_AT_A_TIME = 1024
 
 
-def distance_histogram(
-    features: Tensor, pids: NDArray[Any], modalities: NDArray[Any]
-) -> dict[str, list[float] | float]:
+def distance_histogram(features: Tensor, records: Sequence[Record]) -> dict[str, list[float] | float]:
     """Histograms of the cosine distances of all visible-infrared pairs (the paper's Figure 4 a-c).
 
     features: (N, D). ``edges`` (65) span [0, 2], ``intra`` and ``inter`` (64) count the pairs of the same and
     of different identities, ``intra_mean`` and ``inter_mean`` are the means of those distances.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=1)
-    visible, infrared = (np.flatnonzero(modalities == name) for name in ("visible", "infrared"))
+    visible, infrared = (
+        np.array([row for row, record in enumerate(records) if record.modality == name], np.int64)
+        for name in ("visible", "infrared")
+    )
+    pids = np.array([record.pid for record in records], dtype=str)
     edges = np.linspace(0.0, 2.0, BINS + 1)
     counts = np.zeros((2, BINS), np.int64)
     totals = np.zeros(2)
@@ -46,15 +52,53 @@ def distance_histogram(
     }
 
 
-def ranked_lists(
+def camera_pairs(
     features: Tensor,
-    pids: NDArray[Any],
-    camids: NDArray[Any],
-    modalities: NDArray[Any],
-    paths: Sequence[str] | NDArray[np.str_],
-    protocol: FolderProtocol,
+    records: Sequence[Record],
+    protocol: Protocol,
     *,
     direction: str,
+    permutations: Permutations | None = None,
+) -> list[dict[str, Any]]:
+    """How well each query camera finds its people in each gallery camera alone, over all trials.
+
+    One entry for each pair with a query that has a match there: ``query`` and ``gallery`` (cameras), ``queries`` (of
+    one trial), and the means over trials ``rank1`` and ``mAP``, in [0, 1]. The protocol's camera rule holds.
+    """
+    unit = unit_rows(features, "features")
+    found: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
+    for q_rows, g_rows in trials(records, protocol, protocol.directions[direction], permutations=permutations):
+        for q_camera, queries in _by_camera(records, q_rows):
+            for g_camera, gallery in _by_camera(records, g_rows):
+                labels = side_labels(
+                    records, queries, gallery, camera_rule=protocol.camera_rule, device=torch.device("cpu")
+                )
+                scores = score_queries(
+                    1 - unit[queries] @ unit[gallery].T, *labels, camera_rule=protocol.camera_rule, cmc=protocol.cmc
+                )
+                if len(scores.rank):
+                    first = float((scores.rank == 1).double().mean())
+                    entry = (len(scores.rank), first, float(scores.average_precision.mean()))
+                    found.setdefault((q_camera, g_camera), []).append(entry)
+    pairs = []
+    for (q_camera, g_camera), entries in sorted(found.items()):
+        _, rank1, average = np.mean(entries, axis=0).tolist()
+        pairs.append({"query": q_camera, "gallery": g_camera, "queries": entries[0][0], "rank1": rank1, "mAP": average})
+    return pairs
+
+
+def _by_camera(records: Sequence[Record], rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    camids = np.array([records[row].camid for row in rows], dtype=str)
+    return [(str(camera), rows[camids == camera]) for camera in np.unique(camids)]
+
+
+def ranked_lists(
+    features: Tensor,
+    records: Sequence[Record],
+    protocol: Protocol,
+    *,
+    direction: str,
+    permutations: Permutations | None = None,
     queries: int = 6,
     depth: int = 10,
 ) -> list[dict[str, Any]]:
@@ -64,27 +108,24 @@ def ranked_lists(
     (row, distance, match). The protocol's camera rule is applied.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=1)
-    q_name, g_name = DIRECTIONS[direction]
-    q_rows, candidates = np.flatnonzero(modalities == q_name), np.flatnonzero(modalities == g_name)
-    names = np.asarray(paths)[candidates]
-    drawn = draw_gallery(pids[candidates], camids[candidates], names, shots=protocol.shots, seed=protocol.seed, trial=0)
-    gallery = candidates[drawn]
+    q_rows, gallery = trials(records, protocol, protocol.directions[direction], permutations=permutations)[0]
     shown = q_rows[np.unique(np.linspace(0, len(q_rows) - 1, queries).astype(int))]
+    labels = side_labels(records, shown, gallery, camera_rule=protocol.camera_rule, device=unit.device)
+    distance = 1 - unit[shown] @ unit[gallery].T
+    excluded = excluded_pairs(*labels, protocol.camera_rule)
+    if excluded is not None:
+        distance = distance.masked_fill(excluded, torch.inf)
     lists = []
-    for query in shown.tolist():
-        distance = (1 - unit[gallery] @ unit[query]).numpy()
-        if protocol.camera_rule == "same_camera":
-            hidden = (pids[gallery] == pids[query]) & (camids[gallery] == camids[query])
-            distance = np.where(hidden, np.inf, distance)
-        order = np.argsort(distance, kind="stable")[:depth]
+    for query, row in zip(shown.tolist(), distance, strict=True):
+        order = row.argsort(stable=True)[:depth].tolist()
         entries = [
             {
                 "row": int(gallery[i]),
-                "distance": float(distance[i]),
-                "match": bool(pids[gallery[i]] == pids[query]),
+                "distance": float(row[i]),
+                "match": records[gallery[i]].pid == records[query].pid,
             }
             for i in order
-            if np.isfinite(distance[i])
+            if row[i].isfinite()
         ]
         lists.append({"query": {"row": query}, "gallery": entries})
     return lists

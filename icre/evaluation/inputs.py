@@ -41,6 +41,14 @@ class Labels:
         return Labels(self.pids[rows], self.cams[rows])
 
 
+def excluded_pairs(query: Labels, gallery: Labels, camera_rule: CameraRule) -> Tensor | None:
+    """Bool (Q, G): the gallery images that each query skips; None when the rule excludes nothing."""
+    if camera_rule == "none":
+        return None
+    same_camera = query.cams[:, None] == gallery.cams
+    return same_camera & (query.pids[:, None] == gallery.pids) if camera_rule == "same_camera" else same_camera
+
+
 def check_conventions(camera_rule: str, cmc: str) -> None:
     """Raises :class:`ProtocolError` for a camera rule or a CMC convention that does not exist."""
     for name, value, known in (("camera_rule", camera_rule, CameraRule), ("cmc", cmc, CmcUnit)):

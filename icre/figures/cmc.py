@@ -10,24 +10,26 @@ from numpy.typing import NDArray
 
 from icre.figures import style
 
+LABEL_IN = 1.9
+"""Room for a label in the legend of a column, before the rank-1; inches."""
+
 
 @style.styled
 def cmc_curves(curves: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> Figure:
-    """One curve for each label: ``cmc[k-1]`` is CMC@k in [0, 1], drawn in percent over k = 1, 2, ...
+    """One curve for each of any number of labels: ``cmc[k-1]`` is CMC@k in [0, 1], drawn in percent over k = 1, 2, ...
 
     The legend lists the curves from best to worst rank-1, with that value.
     """
-    figure, (axes,) = style.panels(1, width_in=style.COLUMN_IN, height_in=2.5)
+    figure, (axes,) = style.panels(1, width_in=style.COLUMN_IN, height_in=2.1 + style.LINE_IN * len(curves))
     for index, (label, cmc) in enumerate(curves.items()):
         percent = 100 * np.asarray(cmc, dtype=np.float64)
         axes.plot(
             np.arange(1, len(percent) + 1),
             percent,
-            color=style.CYCLE[index % len(style.CYCLE)],
-            linestyle=style.DASHES[index % len(style.DASHES)],
             marker="o",
             markersize=2.5,
-            label=f"{label}, rank-1 {percent[0]:.1f} %",
+            label=f"{style.fitted(label, LABEL_IN, size=7.0)}, rank-1 {percent[0]:.1f} %",
+            **style.curve(index),
         )
     axes.set(xlabel="rank k", ylabel="CMC@k, %", ylim=(0, 100))
     longest = max((len(cmc) for cmc in curves.values()), default=1)
@@ -38,7 +40,9 @@ def cmc_curves(curves: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> F
     # Below the axes, a legend hides no curve, wherever the curves run.
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: -float(np.asarray(list(curves.values())[i])[0]))
-    legend = figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside lower left")
+    legend = figure.legend(
+        [handles[i] for i in order], [labels[i] for i in order], loc="outside lower left", handlelength=3.2
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure

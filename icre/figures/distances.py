@@ -36,14 +36,15 @@ def distance_histograms(
     """One panel for each model: same person blue, different people green, their means as lines.
 
     Heights are shares of the pairs of their kind in percent, since there are far more pairs of different
-    people. All panels have the same axes, so that they can be compared.
+    people. All panels have the same distances, so that they can be compared; three stand in a row.
     """
     known = [Distances(*model) for model in models]
-    figure, panels = style.panels(max(1, len(known)), width_in=style.PAGE_IN, height_in=2.4)
+    figure, panels = style.panels(max(1, len(known)), width_in=style.PAGE_IN, height_in=2.5, columns=3)
     if not known:
         style.say(panels[0], "nothing evaluated yet")
         return figure
     for axes, model in zip(panels, known, strict=True):
+        style.title(axes, model.label, beside=min(3, len(known)), pad=16)
         _histogram(axes, model)
         axes.sharex(panels[0])
         # A network whose features are all alike fills one bin: on a shared scale it would flatten the others.
@@ -56,10 +57,9 @@ def distance_histograms(
 
 
 def _histogram(axes: Axes, model: Distances) -> None:
-    axes.set_title(model.label, parse_math=False)
     gap = model.inter_mean - model.intra_mean
     note = f"means {model.intra_mean:.3f} and {model.inter_mean:.3f}, gap {gap:.3f}"
-    axes.set_title(note, loc="right", fontsize="medium", fontweight="normal", color=style.MUTED)
+    axes.text(0, 1.02, note, transform=axes.transAxes, color=style.MUTED)
     axes.set_xlabel("distance")
     kinds = (
         ("same person", model.intra, model.intra_mean, style.BLUE, "solid"),

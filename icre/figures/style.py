@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, ParamSpec
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 
 COLUMN_IN = 3.4
 """Width of one column of a two-column page, inches."""
 PAGE_IN = 7.0
 """Width of the whole page, inches."""
+LINE_IN = 0.15
+"""Height of a line of a legend, inches."""
+LEGEND_SPACING = 1.2
+"""Between the columns of a legend, in letters' heights."""
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
@@ -68,7 +75,13 @@ _RC: Any = {
     "figure.facecolor": "white",
     "svg.fonttype": "path",
     "svg.hashsalt": "icre",
+    # Whole TrueType fonts, which publishers accept and readers can search and copy.
+    "pdf.fonttype": 42,
 }
+PRINT_DPI = 300
+"""Of what is made of pixels in a printed figure."""
+
+Kind = Literal["svg", "webp", "png", "pdf"]
 
 Arguments = ParamSpec("Arguments")
 
@@ -84,10 +97,18 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
     return wrapper
 
 
-def panels(count: int, *, width_in: float, height_in: float) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels side by side."""
-    figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    return figure, [figure.add_subplot(1, count, index + 1) for index in range(count)]
+def panels(count: int, *, width_in: float, height_in: float, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels side by side, at most ``columns`` in a row; ``height_in`` is that of a row."""
+    columns = min(count, columns or count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width_in, rows * height_in), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
+
+
+def curve(index: int) -> dict[str, Any]:
+    """Colour and dashes of the curve with this number: 36 different pairs, the first six differing in both."""
+    turn = index // len(CYCLE)
+    return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[(index + turn) % len(DASHES)]}
 
 
 def say(axes: Axes, message: str) -> None:
@@ -96,21 +117,80 @@ def say(axes: Axes, message: str) -> None:
     axes.set(xticks=[], yticks=[])
 
 
+def title(axes: Axes, name: str, *, beside: int = 1, **options: Any) -> None:
+    """A panel's title, taken as it is and cut to a panel that is one of ``beside`` on the width of a page."""
+    room = PAGE_IN / beside - 0.4
+    text = fitted(name, room, size=_RC["axes.titlesize"], weight=_RC["axes.titleweight"])
+    axes.set_title(text, parse_math=False, **options)
+
+
+def figure_legend(figure: Figure, handles: Sequence[Artist], *, handlelength: float) -> None:
+    """One legend under all panels of a page, in as many columns as fit, read row by row; long labels are cut."""
+    size = _RC["legend.fontsize"]
+    labels = [fitted(str(handle.get_label()), PAGE_IN - 1, size=size) for handle in handles]
+    # The key, the space between it and the label, and the one to the next column.
+    widest_in = size / 72 * (handlelength + 0.8 + LEGEND_SPACING) + max(text_width_in(one, size=size) for one in labels)
+    columns = min(len(labels), max(1, int(PAGE_IN / widest_in)))
+    rows = -(-len(labels) // columns)
+    # matplotlib fills column by column.
+    order = [place for column in range(columns) for place in range(column, len(labels), columns)]
+    legend = figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=handlelength,
+        columnspacing=LEGEND_SPACING,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    # The panels keep their height, however long the legend is.
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + LINE_IN * (rows - 1))
+
+
 def plain_legend(axes: Axes) -> None:
     """A legend that takes labels as they are: a dollar sign in a name is no formula."""
     for text in axes.legend().get_texts():
         text.set_parse_math(False)
 
 
-def encode(figure: Figure, kind: Literal["svg", "webp"]) -> bytes:
-    """The figure as the content of a file; the same figure gives the same bytes. Text in SVG is outlines."""
+def encode(figure: Figure, kind: Kind) -> bytes:
+    """The figure as the content of a file; the same figure gives the same bytes.
+
+    ``svg`` (text is outlines) and ``webp`` are for screens; ``png``, at 300 dots an inch, and ``pdf``, with its fonts
+    inside, are for print.
+    """
     sink = io.BytesIO()
     with matplotlib.rc_context(_RC):
-        if kind == "svg":
-            figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
-        else:
-            figure.savefig(sink, format="webp", dpi=220, pil_kwargs={"quality": 88})
+        match kind:
+            case "svg":
+                figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None})
+            case "webp":
+                figure.savefig(sink, format="webp", dpi=220, pil_kwargs={"quality": 88})
+            case "png":
+                figure.savefig(sink, format="png", dpi=PRINT_DPI, metadata={"Software": None})
+            case "pdf":
+                nothing = {"Creator": None, "Producer": None, "CreationDate": None}
+                figure.savefig(sink, format="pdf", dpi=PRINT_DPI, metadata=nothing)
     return sink.getvalue()
+
+
+def text_width_in(text: str, *, size: float, weight: str = "normal") -> float:
+    """Width of a line of text as it is printed, inches."""
+    font = FontProperties(family=_RC["font.family"], size=size, weight=weight)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(width) / 72
+
+
+def fitted(text: str, width_in: float, *, size: float, weight: str = "normal") -> str:
+    """``text``, or as much of its beginning as fits into ``width_in`` inches, and an ellipsis."""
+    if text_width_in(text, size=size, weight=weight) <= width_in:
+        return text
+    kept = len(text)
+    while kept and text_width_in(text[:kept] + "…", size=size, weight=weight) > width_in:
+        kept -= 1
+    return text[:kept] + "…"
 
 
 def shortened(name: str, limit: int) -> str:

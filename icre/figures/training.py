@@ -62,7 +62,13 @@ def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
     return np.asarray((total[ends] - total[starts]) / (ends - starts), dtype=np.float64)
 
 
-def _series(rows: Rows, name: str) -> Series:
+def smoothing_window(points: int) -> int:
+    """How many of so many values a running mean takes together."""
+    return max(1, round(points * SMOOTHING_SHARE))
+
+
+def series(rows: Rows, name: str) -> Series:
+    """Steps and values of a key, of the rows that have it."""
     present = [row for row in rows if row.get(name) is not None]
     x = np.array([row["step"] for row in present], dtype=np.float64)
     return x, np.array([row[name] for row in present], dtype=np.float64)
@@ -74,13 +80,11 @@ def _losses(axes: Axes, steps: Rows) -> None:
         style.say(axes, "no steps logged yet")
         return
     for index, name in enumerate(loss_terms(steps)):
-        x, y = _series(steps, name)
-        colour = style.CYCLE[index % len(style.CYCLE)]
-        dashes = style.DASHES[index % len(style.DASHES)]
-        window = max(1, round(len(y) * SMOOTHING_SHARE))
+        x, y = series(steps, name)
+        window = smoothing_window(len(y))
         if window > 1:
-            axes.plot(x, y, color=colour, linewidth=0.5, alpha=0.35)
-        axes.plot(x, running_mean(y, window), color=colour, linestyle=dashes, label=name, **_dots(len(y)))
+            axes.plot(x, y, color=style.curve(index)["color"], linewidth=0.5, alpha=0.35)
+        axes.plot(x, running_mean(y, window), label=name, **style.curve(index), **dots(len(y)))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     style.plain_legend(axes)
 
@@ -91,19 +95,19 @@ def _scores(axes: Axes, validations: Rows) -> None:
         style.say(axes, "not validated yet")
         return
     for index, (name, label) in enumerate(VALIDATION.items()):
-        x, y = _series(validations, name)
-        axes.plot(x, 100 * y, color=style.CYCLE[index], linestyle=style.DASHES[index], label=label, **_dots(len(y)))
+        x, y = series(validations, name)
+        axes.plot(x, 100 * y, label=label, **style.curve(index), **dots(len(y)))
     axes.set_ylim(0, 100)
     style.plain_legend(axes)
 
 
 def _rate(axes: Axes, steps: Rows) -> None:
     axes.set_title("Learning rate")
-    x, y = _series(steps, "lr")
+    x, y = series(steps, "lr")
     if not len(y):
         style.say(axes, "no steps logged yet")
         return
-    axes.plot(x, y, color=style.BLUE, **_dots(len(y)))
+    axes.plot(x, y, color=style.BLUE, **dots(len(y)))
     # A schedule with drops by ten shows only its first part on a linear axis.
     if y.min() > 0 and y.max() / y.min() > LOG_SCALE_RATIO:
         axes.set_yscale("log")
@@ -112,6 +116,6 @@ def _rate(axes: Axes, steps: Rows) -> None:
         axes.ticklabel_format(axis="y", scilimits=(-2, 3))
 
 
-def _dots(points: int) -> dict[str, Any]:
+def dots(points: int) -> dict[str, Any]:
     """Points are marked while they can be told apart; a single one would be invisible without."""
     return {"marker": "o"} if points <= 30 else {}

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from icre import config
 from icre.data.plan import Rows, TrainingIndex
-from icre.data.records import LABEL_COLUMNS, SplitName
+from icre.data.records import LABEL_COLUMNS, Record, SplitName
 from icre.errors import DataError
 from pipelines.storage import Storage
 
@@ -95,6 +95,12 @@ class PreparedData:
         """Row numbers of a split, ascending."""
         rows: list[int] = np.flatnonzero(self._codes("split", [split]) == 0).tolist()
         return rows
+
+    def records(self, rows: Sequence[int]) -> list[Record]:
+        """What is known of ``rows``, in that order."""
+        labels = self.labels_and_paths.take(rows)
+        columns = (labels[name].to_pylist() for name in ("identity", "modality", "camera", "path"))
+        return [Record(*values) for values in zip(*columns, strict=True)]
 
     @cached_property
     def targets(self) -> Rows:

@@ -26,6 +26,12 @@ class Entry:
         """Mean over the gallery draws, in [0, 1]."""
         return None if self.result is None else float(self.result["directions"][direction]["mean"][name])
 
+    def mean_metric(self, name: str) -> float | None:
+        """The same, mean over the directions."""
+        directions = self.result["directions"] if self.result is not None else {}
+        found = [m for direction in directions if (m := self.metric(direction, name)) is not None]
+        return sum(found) / len(found) if found else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the ranked lists and histograms of the evaluation."""
         return asdict(self) | {"result": None if self.result is None else summary_of(self.result)}
@@ -58,17 +64,13 @@ def _row(entries: Sequence[Entry], variant: str, reference: str, directions: Seq
     for direction in directions:
         for name in METRICS:
             cells.append(_cell([m for entry in done if (m := entry.metric(direction, name)) is not None]))
-    differences = paired_differences(_mean_ap(entries, variant, directions), _mean_ap(entries, reference, directions))
+    differences = paired_differences(_mean_ap(entries, variant), _mean_ap(entries, reference))
     return [*cells, "" if variant == reference else _cell(differences, sign=True)]
 
 
-def _mean_ap(entries: Sequence[Entry], variant: str, directions: Sequence[str]) -> dict[int, float]:
-    values = {}
-    for entry in entries:
-        found = [m for d in directions if (m := entry.metric(d, "mAP")) is not None]
-        if entry.variant == variant and found:
-            values[entry.seed] = sum(found) / len(found)
-    return values
+def _mean_ap(entries: Sequence[Entry], variant: str) -> dict[int, float]:
+    own = (entry for entry in entries if entry.variant == variant)
+    return {entry.seed: mean for entry in own if (mean := entry.mean_metric("mAP")) is not None}
 
 
 def _cell(values: Sequence[float], *, sign: bool = False) -> str:

@@ -23,6 +23,8 @@ MEANING = "Percent; mean ± standard deviation over the gallery draws (trials)."
 SYNTHETIC = "Synthetic data: the people are drawn by a program; no number here is a claim about real footage."
 
 _PROTOCOL_WORDS = {
+    "gallery_cameras": "gallery cameras",
+    "drawn_queries": "queries are drawn in",
     "camera_rule": "camera rule",
     "cmc": "CMC counts",
     "flip": "flip averaging",
@@ -77,10 +79,19 @@ def untrained(group: Sequence[Evaluation]) -> Evaluation | None:
 
 
 def model_name(evaluation: Evaluation) -> str:
-    """``untrained``, or the checkpoint's name and step."""
+    """``untrained``, or the checkpoint's name and step; the evaluation's label where it has one."""
+    if "label" in evaluation:
+        return str(evaluation["label"])
     checkpoint = evaluation["checkpoint"]
     name = str(checkpoint["name"])
     return name if name == UNTRAINED else f"{name} (step {checkpoint['step']})"
+
+
+def protocol_name(evaluation: Evaluation) -> str:
+    """The protocol, with what changes the ranking beside it."""
+    protocol = evaluation["protocol"]
+    options = [word for key, word in (("flip", "flip averaging"), ("rerank", "re-ranking")) if protocol[key]]
+    return " with ".join([str(protocol["name"]), *([" and ".join(options)] if options else [])])
 
 
 def table_rows(group: Sequence[Evaluation]) -> list[Row]:

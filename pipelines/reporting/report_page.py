@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -19,9 +20,11 @@ from PIL import Image
 
 from icre import figures
 from pipelines.reporting import metric_table
+from pipelines.reporting.camera_table import MEANING as CAMERAS_MEANING
+from pipelines.reporting.camera_table import camera_table
 from pipelines.reporting.metric_table import Evaluation, metric_table_markdown, percent, words
-
-__all__ = ["metric_table_markdown", "render"]
+from pipelines.reporting.pictures import Picture
+from pipelines.reporting.plates import Plates
 
 ImageOf = Callable[[int], bytes | None]
 Context = dict[str, Any]
@@ -32,21 +35,33 @@ LISTED = 100
 """Images that were set aside are listed up to this many."""
 
 
-def render(
-    *,
-    run_name: str,
-    manifest: Mapping[str, Any],
-    status: Mapping[str, Any],
-    recipe_yaml: str,
-    metrics: Sequence[Mapping[str, Any]],
-    evaluations: Sequence[Evaluation],
-    image_of: ImageOf,
-) -> str:
-    """The report of a run, whatever it holds so far.
+@dataclass(frozen=True)
+class RunContent:
+    """What a report reads of a run folder."""
 
-    ``manifest``, ``status``, ``recipe_yaml`` and ``metrics`` are the run folder's files, ``evaluations``
-    those of eval/. ``image_of(row)`` gives the encoded image of a row of the manifest's data set, or None.
+    name: str
+    manifest: Mapping[str, Any]
+    status: Mapping[str, Any]
+    recipe_yaml: str
+    metrics: Sequence[Mapping[str, Any]]
+    evaluations: Sequence[Evaluation]
+    """The files of eval/."""
+
+
+def render(
+    run: RunContent,
+    *,
+    image_of: ImageOf,
+    others: Sequence[RunContent] = (),
+    pictures: Sequence[Picture] = (),
+    plates: Plates | None = None,
+) -> str:
+    """The report of ``run``, whatever it holds so far, beside ``others`` where they were evaluated alike.
+
+    ``image_of(row)`` gives the encoded image of a row of the manifest's data set, or None. ``plates`` keeps the figures
+    for print.
     """
+    plates = plates or Plates()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -54,37 +69,69 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    manifest = run.manifest
+    groups = [group for group in metric_table.comparable(_labelled([run, *others])) if _own(group, run)]
+    groups.sort(key=lambda group: bool(group[0]["protocol"]["rerank"]))
     return environment.get_template("report.html.j2").render(
-        run_name=run_name,
+        run_name=run.name,
+        others=[other.name for other in others],
         manifest=manifest,
-        status=status,
+        status=run.status,
         created=_minutes(manifest["created"]),
-        updated=_minutes(status["updated"]),
-        synthetic=manifest["data"]["synthetic"] or any(e["synthetic"] for e in evaluations),
-        results=[_result(group, manifest, image_of) for group in metric_table.comparable(evaluations)],
-        training=_training(metrics),
+        updated=_minutes(run.status["updated"]),
+        synthetic=manifest["data"]["synthetic"] or any(e["synthetic"] for e in run.evaluations),
+        results=[_result(group, number, run, image_of, plates) for number, group in enumerate(groups)],
+        pictures=[
+            vars(picture) | {"figure": plates.embed(picture.name, picture.figure, "webp")} for picture in pictures
+        ],
+        training=_training([run, *others], plates),
         data=_data(manifest["data"]),
-        provenance=_provenance(manifest, evaluations),
-        recipe_yaml=recipe_yaml,
+        provenance=_provenance(manifest, run.evaluations),
+        recipe_yaml=run.recipe_yaml,
     )
 
 
-def _result(group: Sequence[Evaluation], manifest: Mapping[str, Any], image_of: ImageOf) -> Context:
+def _labelled(runs: Sequence[RunContent]) -> list[Evaluation]:
+    """All evaluations; where there are several runs, a model's name begins with its run's."""
+    found: list[Evaluation] = [{**evaluation, "run": run.name} for run in runs for evaluation in run.evaluations]
+    if len(runs) > 1:
+        found = [{**one, "label": f"{one['run']}: {metric_table.model_name(one)}"} for one in found]
+    return found
+
+
+def _own(group: Sequence[Evaluation], run: RunContent) -> list[Evaluation]:
+    return [evaluation for evaluation in group if evaluation["run"] == run.name]
+
+
+def _result(group: Sequence[Evaluation], number: int, run: RunContent, image_of: ImageOf, plates: Plates) -> Context:
     """What the template shows of evaluations that can be compared."""
-    shown = metric_table.trained(group) or group[-1]
+    own = _own(group, run)
+    shown = metric_table.trained(own) or own[-1]
     # Rows are numbers of one data set: those of another one would show other people.
-    same_data = group[0]["data"]["hash"] == manifest["data"]["hash"]
+    same_data = group[0]["data"]["hash"] == run.manifest["data"]["hash"]
+    prefix = f"{group[0]['protocol']['name']}-{number}"
+    directions = list(shown["directions"])
+    # Lists, camera pairs and histograms are by cosine distance: a re-ranked result has none of its own.
+    by_cosine = [] if group[0]["protocol"]["rerank"] else directions
+    ranked = partial(_ranked, shown, image_of=image_of if same_data else _no_image, plates=plates, prefix=prefix)
     return {
         "data": group[0]["data"],
+        "title": metric_table.protocol_name(shown),
         "model": metric_table.model_name(shown),
         "columns": list(metric_table.COLUMNS.values()),
         "table": [(name, list(rows)) for name, rows in groupby(metric_table.table_rows(group), _direction)],
         "protocol": f"{metric_table.MEANING} {metric_table.describe_protocol(group[0])}",
         "markdown": metric_table_markdown(group),
-        "summaries": [_summary(group, direction) for direction in shown["directions"]],
-        "cmc": [_cmc(group, direction) for direction in shown["directions"]],
-        "distances": _distances(group),
-        "ranked": [_ranked(shown, d, image_of if same_data else _no_image) for d in shown["directions"]],
+        "summaries": [_summary(own, direction) for direction in directions],
+        "cameras": [
+            {"title": words(direction), "rows": rows}
+            for direction in by_cosine
+            if len(rows := camera_table(shown, direction)) > 1
+        ],
+        "cameras_meaning": CAMERAS_MEANING,
+        "cmc": [_cmc(group, direction, plates, prefix) for direction in directions],
+        "distances": plates.embed(f"{prefix}-distances", _distances(group, own), "svg") if by_cosine else None,
+        "ranked": [ranked(direction) for direction in by_cosine],
     }
 
 
@@ -120,7 +167,8 @@ def _sentence(chance: float, untrained: float | None, reached: float | None) -> 
     return f"{text} against {percent(untrained)} % untrained and {by_chance}"
 
 
-def _training(metrics: Sequence[Mapping[str, Any]]) -> Context | None:
+def _training(runs: Sequence[RunContent], plates: Plates) -> Context | None:
+    metrics = runs[0].metrics
     if not metrics:
         return None
     steps = [row for row in metrics if row["kind"] == "step"]
@@ -135,10 +183,14 @@ def _training(metrics: Sequence[Mapping[str, Any]]) -> Context | None:
         best = max(validations, key=lambda row: float(row["mAP"]))
         facts.append(f"highest validation mAP {percent(best['mAP'])} % at step {best['step']}")
     alt = "Loss terms, validation metrics and learning rate over the steps of the training"
-    return {"figure": _embed(figures.training_curves(metrics), "svg"), "alt": alt, "facts": facts}
+    drawn = {"figure": plates.embed("training", figures.training_curves(metrics), "svg"), "alt": alt, "facts": facts}
+    if len(runs) > 1:
+        compared = figures.training_comparison({run.name: run.metrics for run in runs})
+        drawn["comparison"] = plates.embed("training-comparison", compared, "svg")
+    return drawn
 
 
-def _cmc(group: Sequence[Evaluation], direction: str) -> Context:
+def _cmc(group: Sequence[Evaluation], direction: str, plates: Plates, prefix: str) -> Context:
     curves = {}
     for evaluation in group:
         trials = [trial["cmc"] for trial in evaluation["directions"][direction]["trials"]]
@@ -147,21 +199,23 @@ def _cmc(group: Sequence[Evaluation], direction: str) -> Context:
     return {
         "title": title,
         "alt": f"CMC curves, {title}",
-        "figure": _embed(figures.cmc_curves(curves), "svg"),
+        "figure": plates.embed(f"{prefix}-cmc-{direction}", figures.cmc_curves(curves), "svg"),
     }
 
 
-def _distances(group: Sequence[Evaluation]) -> str:
-    """The distance between two images has no direction, so one figure tells it."""
-    models = [e for e in (metric_table.untrained(group), metric_table.trained(group)) if e is not None]
+def _distances(group: Sequence[Evaluation], own: Sequence[Evaluation]) -> Figure:
+    """Before training, then each run as it was trained. The distance between two images has no direction."""
+    by_run = {evaluation["run"]: [e for e in group if e["run"] == evaluation["run"]] for evaluation in group}
+    models = [metric_table.untrained(own), *map(metric_table.trained, by_run.values())]
     drawn = []
     for evaluation in models:
-        measured = next(iter(evaluation["directions"].values()))["distances"]
-        drawn.append(figures.Distances(label=metric_table.model_name(evaluation), **measured))
-    return _embed(figures.distance_histograms(drawn), "svg")
+        if evaluation is not None:
+            measured = next(iter(evaluation["directions"].values()))["distances"]
+            drawn.append(figures.Distances(label=metric_table.model_name(evaluation), **measured))
+    return figures.distance_histograms(drawn)
 
 
-def _ranked(evaluation: Evaluation, direction: str, image_of: ImageOf) -> Context:
+def _ranked(evaluation: Evaluation, direction: str, *, image_of: ImageOf, plates: Plates, prefix: str) -> Context:
     entries = evaluation["directions"][direction]["ranked"]
     lists = [
         figures.RankedList(
@@ -172,7 +226,7 @@ def _ranked(evaluation: Evaluation, direction: str, image_of: ImageOf) -> Contex
     ]
     first = sum(bool(entry["gallery"]) and entry["gallery"][0]["match"] for entry in entries)
     alt = f"{len(lists)} queries with their nearest gallery images; the first one is right for {first}"
-    figure = _embed(figures.ranked_list(lists), "webp") if lists else None
+    figure = plates.embed(f"{prefix}-ranked-{direction}", figures.ranked_list(lists), "webp") if lists else None
     return {"title": words(direction), "entries": entries, "figure": figure, "alt": alt}
 
 
@@ -235,12 +289,6 @@ def _provenance(manifest: Mapping[str, Any], evaluations: Sequence[Evaluation]) 
         ),
         *((f"Checkpoint {c['name']}", f"step {c['step']}, SHA-256 {c['sha256']}") for c in checkpoints),
     ]
-
-
-def _embed(figure: Figure, kind: Literal["svg", "webp"]) -> str:
-    # As an image of its own, a figure cannot clash with the ids of another one.
-    mime = {"svg": "image/svg+xml", "webp": "image/webp"}[kind]
-    return f"data:{mime};base64,{base64.b64encode(figures.encode(figure, kind)).decode()}"
 
 
 def _minutes(moment: str) -> str:

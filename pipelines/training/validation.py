@@ -1,4 +1,4 @@
-"""Validation during training: the held-out training identities, ranked by the protocol ``folder``."""
+"""Validation during training: the held-out training identities, ranked by the recipe's protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from icre import config
 from icre.data.augmentation import normalise
 from icre.errors import TrainingError
-from icre.evaluation import FolderProtocol, run_protocol
+from icre.evaluation import protocol_of, run_protocol
+from icre.evaluation.protocols import for_validation
 from icre.model.network import ICRENetwork
 from icre.training import compute, distributed
 from pipelines.data.feed import load_images
@@ -20,28 +21,16 @@ from pipelines.data.prepared import PreparedData
 def validate(
     network: ICRENetwork, data: PreparedData, recipe: config.Recipe, device: torch.device
 ) -> dict[str, float] | None:
-    """rank1, mAP and mINP, means of both directions; None without validation identities. All workers must call."""
+    """rank1, mAP and mINP, means of the protocol's directions; None without validation identities.
+
+    All workers must call it.
+    """
     rows = data.rows_of("val")
     if not rows:
         return None
     with compute.uncompiled(recipe.compute):
         features = embed_rows(network, data, rows, recipe, device)
-    labels = data.labels_and_paths.take(rows)
-    settings = recipe.evaluation
-    results = run_protocol(
-        features,
-        labels["identity"].to_pylist(),
-        labels["camera"].to_pylist(),
-        labels["modality"].to_pylist(),
-        labels["path"].to_pylist(),
-        FolderProtocol(
-            trials=settings.trials,
-            shots=settings.shots,
-            camera_rule=settings.camera_rule,
-            cmc=settings.cmc,
-            seed=recipe.seed,
-        ),
-    )
+    results = run_protocol(features, data.records(rows), for_validation(protocol_of(recipe)))
     means = [result.mean() for result in results.values()]
     return {key: float(np.mean([mean[key] for mean in means])) for key in ("rank1", "mAP", "mINP")}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -268,6 +268,7 @@ def test_what_the_rules_between_fields_allow(overrides: list[str]) -> None:
         "compute.precision=fp8",
         "compute.micro_batches=0",
         "evaluation.camera_rule=sysu",
+        "evaluation.protocol=sysu",
         "seed=-1",
         f"seed={2**31}",
     ],
@@ -302,6 +303,7 @@ VALUES = st.one_of(
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PATHS), VALUES), max_size=5))
+@example([(("train", "workers"), {"min": 1})])
 def test_any_values_give_a_recipe_or_an_error_for_the_user(chosen: list[tuple[tuple[str, ...], Any]]) -> None:
     values: dict[str, Any] = {}
     for path, value in chosen:

@@ -16,10 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from icre import ablation
+from icre import ablation, figures
 from icre.ablation import Variant
-from icre.errors import ConfigError, UserError
-from pipelines import ablate, prepare, runs
+from icre.errors import ConfigError, TrainingError, UserError
+from icre.figures import sweep_curves
+from pipelines import ablate, prepare, runs, series
 from pipelines.runs import Run
 from pipelines.storage import Storage
 from tests.conftest import Recipes
@@ -66,7 +67,7 @@ def test_the_table_sums_up_its_runs_and_a_second_call_trains_nothing(
     means = {}
     for trial in trials:
         if trial.variant.name != "bad":
-            result = (trial.run.location / "eval" / "best.json").read_json()["directions"]
+            result = (trial.run.location / "eval" / "best-folder.json").read_json()["directions"]
             means[trial.variant.name, trial.recipe.seed] = {d: scores["mean"] for d, scores in result.items()}
     rank1 = [100 * means["ICG", seed]["visible_to_infrared"]["rank1"] for seed in (0, 1)]
     got = cells(markdown, "ICG")
@@ -88,6 +89,37 @@ def test_the_table_sums_up_its_runs_and_a_second_call_trains_nothing(
     again = ablate.run(finished, data, folder)
     assert cells(again, "ICG") == cells(markdown, "ICG")
     assert before == [(t.run.location / "status.json").read_json()["updated"] for t in finished]
+
+
+def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = planned(recipes, tmp_path, table="lambda")
+    assert [trial.recipe.loss.icg.weight for trial in trials[:7]] == [1.0, 0.1, 0.2, 0.5, 0.8, 1.5, 2.0]
+
+    def result_of(run: Run, recipe: Any) -> Any:
+        if (recipe.loss.icg.weight, recipe.seed) == (2.0, 1):
+            raise TrainingError("lost")
+        reached = recipe.loss.icg.weight / 4 + recipe.seed / 100
+        scores = {"mean": {"rank1": reached, "mAP": reached / 2}, "queries": 9, "skipped": 0}
+        other = scores | {"mean": {"rank1": 0.0, "mAP": 0.0}}
+        data = {"name": "people", "split": "test", "images": 9, "identities": 3, "hash": "0"}
+        return {
+            "checkpoint": {},
+            "data": data,
+            "protocol": {"name": "folder"},
+            "synthetic": False,
+            "directions": {"visible_to_infrared": scores, "infrared_to_visible": other},
+        }
+
+    monkeypatch.setattr(series, "result_of", result_of)
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "sweep_curves", lambda sweeps: drawn.append(sweeps) or sweep_curves(sweeps))
+    folder = Storage(tmp_path / "sweep")
+    ablate.run(trials, None, folder)  # type: ignore[arg-type]
+    ((sweep,),) = drawn[-1:]
+    assert (sweep.name, sweep.chosen, sorted(sweep.points)) == ("λ", 1.0, [0.1, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0])
+    assert sweep.points[0.8] == {"rank1": pytest.approx([0.1, 0.105]), "mAP": pytest.approx([0.05, 0.0525])}
+    assert len(sweep.points[2.0]["rank1"]) == 1
+    assert (folder / "sweep.pdf").read_bytes().startswith(b"%PDF") and (folder / "sweep.png").exists()
 
 
 def test_a_killed_ablation_goes_on_and_ends_with_the_weights_it_would_have_had(

@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import load
 
 from icre import config
+from icre.data.augmentation import normalise
 from icre.errors import DataError, UserError, WeightsError
-from pipelines import evaluate, prepare, report, runs
+from pipelines import evaluate, features, prepare, report, runs
+from pipelines.data.feed import load_images
 from pipelines.data.prepared import PreparedData, open_data
+from pipelines.networks import load_network
 from pipelines.runs import Run
 from pipelines.storage import Storage
 from pipelines.training import execution, launch, resumption
@@ -145,7 +148,44 @@ def test_evaluation_and_report_read_what_training_wrote(two_workers: Run) -> Non
     page = report.write(two_workers).read_text()
     score = 100 * results[1]["directions"]["visible_to_infrared"]["mean"]["mAP"]
     assert f"{score:.1f}" in page
-    assert {"eval/best.json", "eval/untrained.json", "report/index.html"} <= set(two_workers.location.walk_files())
+    assert {"eval/best-folder.json", "eval/untrained-folder.json", "report/index.html"} <= set(
+        two_workers.location.walk_files()
+    )
+
+
+def test_features_are_kept_and_options_are_named(two_workers: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, data = two_workers.recipe, open_data(two_workers.recipe)
+    plain = evaluate.evaluate(two_workers, recipe, "best")
+
+    def once(*_: Any) -> Any:
+        raise AssertionError("the features were there already")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "embed", once)
+        assert evaluate.evaluate(two_workers, recipe, "best") == plain
+        (reranked,) = evaluate.evaluated_recipes(two_workers, recipe.storage, ["evaluation.rerank=true"])
+        by_neighbours = evaluate.evaluate(two_workers, reranked, "best")
+    assert (
+        by_neighbours["protocol"]["distance"] == "k-reciprocal" and by_neighbours["directions"] != plain["directions"]
+    )
+    assert (two_workers.location / "eval/best-folder-rerank.json").read_json() == by_neighbours
+
+    (flipped,) = evaluate.evaluated_recipes(two_workers, recipe.storage, ["evaluation.flip=true"])
+    both = evaluate.evaluate(two_workers, flipped, "best")
+    assert both["protocol"] == plain["protocol"] | {"flip": True}
+    network = load_network(two_workers.location.url, "best")[0].eval()
+    rows = data.rows_of("test")[:4]
+    images = normalise(load_images(data, rows, height=recipe.data.height, width=recipe.data.width))
+    infrared = torch.tensor([data.records([row])[0].modality == "infrared" for row in rows])
+    with torch.inference_mode():
+        mean = (network.embed(images, infrared) + network.embed(images.flip(-1), infrared)) / 2
+    model = plain["checkpoint"]["sha256"]
+    kept, _ = features.features_of(two_workers, "best", model, data, "test", flipped)
+    torch.testing.assert_close(kept[:4], mean / mean.norm(dim=1, keepdim=True), atol=1e-5, rtol=0)
+
+    for name in (two_workers.location / "features").list():
+        (two_workers.location / "features" / name).write_bytes(b"cut")
+    assert evaluate.evaluate(two_workers, recipe, "best") == plain
 
 
 def test_the_same_seed_gives_the_same_numbers_though_a_worker_was_killed(
@@ -203,12 +243,20 @@ def test_speed_options_reach_the_workers(module_recipes: Any) -> None:
 
 def test_a_run_is_evaluated_by_its_own_recipe_with_overrides_on_top(one_worker: Run) -> None:
     trained = one_worker.recipe
-    recipe = evaluate.evaluated_recipe(one_worker, trained.storage, ["evaluation.trials=7", "data.name=others"])
+    (recipe,) = evaluate.evaluated_recipes(one_worker, trained.storage, ["evaluation.trials=7", "data.name=others"])
     assert (recipe.evaluation.trials, recipe.data.name) == (7, "others")
     assert recipe.evaluation.batch_size == trained.evaluation.batch_size == 32
     assert recipe.model == trained.model
     with pytest.raises(UserError, match="evaluation"):
-        evaluate.evaluated_recipe(one_worker, trained.storage, ["evaluation.trails=7"])
+        evaluate.evaluated_recipes(one_worker, trained.storage, ["evaluation.trails=7"])
+    two = evaluate.evaluated_recipes(one_worker, trained.storage, [], ["folder", "llcm", "folder"])
+    assert trained.evaluation.trials != 10
+    assert [(r.evaluation.protocol, r.evaluation.trials) for r in two] == [
+        ("folder", trained.evaluation.trials),
+        ("llcm", 10),
+    ]
+    with pytest.raises(UserError, match=r"evaluation\.trials=7"):
+        evaluate.evaluated_recipes(one_worker, trained.storage, ["evaluation.trials=7"], ["llcm"])
 
 
 def test_a_run_name_is_used_once(one_worker: Run) -> None:

@@ -17,6 +17,7 @@ from icre.errors import ConfigError, StoppedError, TrainingError, UserError
 from pipelines import evaluate, regdb, series
 from pipelines.command import run_app
 from pipelines.data.prepared import open_data
+from pipelines.measure import choices
 from pipelines.runs import Run
 from pipelines.storage import Storage
 from pipelines.training import execution
@@ -46,7 +47,7 @@ def recipe(recipes: Recipes, root: Path) -> Make:
         "train.epochs=1",
         "batch.identities=2",
         "train.steps_per_epoch=2",
-        "evaluation={trials: 1, shots: 10}",
+        "evaluation={protocol: regdb}",
         "data.name=regdb",
     ]
     return lambda *overrides: recipes(*own, *short, *overrides)
@@ -82,7 +83,7 @@ def test_the_table_is_the_mean_over_the_splits_and_a_second_call_trains_nothing(
         assert tested[trial] == set(half("test", trial))
     assert tested[1] != tested[2]
 
-    evaluated = [(split.run.location / "eval" / "best.json").read_json() for split in splits]
+    evaluated = [(split.run.location / "eval" / "best-regdb.json").read_json() for split in splits]
     assert [result["data"]["identities"] for result in evaluated] == [6, 6]
     found = rows(markdown)
     for column, (direction, metric) in enumerate((d, m) for d in DIRECTIONS for m in regdb.METRICS):
@@ -103,10 +104,10 @@ def test_the_table_is_the_mean_over_the_splits_and_a_second_call_trains_nothing(
     assert regdb.run(regdb.plan(one, [1, 2]), folder) == markdown
     assert checkpoints(one.storage) == before
 
-    path = splits[0].run.location / "eval" / "best.json"
+    path = splits[0].run.location / "eval" / "best-regdb.json"
     path.write_json(path.read_json() | {"protocol": path.read_json()["protocol"] | {"shots": 1}})
     assert rows(regdb.run(splits[:1], folder))["1"] == found["1"]
-    assert path.read_json()["protocol"]["shots"] == 10
+    assert path.read_json()["protocol"] == choices(splits[0].recipe)
 
     with pytest.raises(UserError, match="settings: optimizer"):
         regdb.run(regdb.plan(recipe("optimizer.lr=0.5"), [1]), folder)
@@ -120,9 +121,9 @@ def test_an_evaluation_from_the_middle_of_a_training_is_not_its_result(
     (run.location / "manifest.json").write_json({})
     run.write_status("stopped")
     run.point("best", "step-00000004")
-    asked = {"trials": 1, "shots": 10, "camera_rule": "none", "cmc": "image", "seed": 6, "image_size": [64, 32]}
+    asked = choices(split.recipe)
     early = {"checkpoint": {"step": 4}, "protocol": asked}
-    (run.location / "eval" / "best.json").write_json(early)
+    (run.location / "eval" / "best-regdb.json").write_json(early)
 
     def finish(unfinished: Run) -> None:
         unfinished.point("best", "step-00000006")
@@ -130,7 +131,7 @@ def test_an_evaluation_from_the_middle_of_a_training_is_not_its_result(
 
     def evaluated(run: Run, _: object, name: str) -> dict[str, Any]:
         result = {"checkpoint": {"step": 6}, "protocol": asked}
-        (run.location / "eval" / f"{name}.json").write_json(result)
+        (run.location / "eval" / f"{name}-regdb.json").write_json(result)
         return result
 
     monkeypatch.setattr(execution, "execute", finish)

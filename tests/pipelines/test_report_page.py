@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from icre.figures import cmc_curves
+from pipelines.reporting.camera_table import camera_table, camera_tables_markdown
 from pipelines.reporting.metric_table import COLUMNS, metric_table_markdown
-from pipelines.reporting.report_page import render
+from pipelines.reporting.pictures import Picture
+from pipelines.reporting.plates import Plates
+from pipelines.reporting.report_page import RunContent, render
 
 DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")
 HASH = "9f3c" * 16
@@ -75,6 +79,9 @@ def direction(
             "intra_mean": 0.95 - 0.7 * rank1,
             "inter_mean": 1.0,
         },
+        "camera_pairs": [
+            {"query": q, "gallery": g, "queries": 144, "rank1": rank1, "mAP": 0.4} for q in "36" for g in ("1", "10")
+        ],
         "ranked": ranked,
     }
 
@@ -165,9 +172,9 @@ def picture(row: int) -> bytes | None:
     return sink.getvalue()
 
 
-def page(**changes: Any) -> str:
-    arguments: dict[str, Any] = {
-        "run_name": "demo-20261122-101500",
+def content(**changes: Any) -> RunContent:
+    parts: dict[str, Any] = {
+        "name": "demo-20261122-101500",
         "manifest": manifest(),
         "status": {"state": "finished", "updated": "2026-11-22T10:42:00.000000+00:00"},
         "recipe_yaml": "name: demo\nseed: 7\n",
@@ -177,9 +184,13 @@ def page(**changes: Any) -> str:
             evaluation("last", 400, 0.598),
             evaluation("untrained", 0, 0.081),
         ],
-        "image_of": picture,
     }
-    return render(**arguments | changes)
+    return RunContent(**parts | changes)
+
+
+def page(**changes: Any) -> str:
+    options = {name: changes.pop(name) for name in ("image_of", "others", "pictures", "plates") if name in changes}
+    return render(content(**changes), **{"image_of": picture} | options)
 
 
 class Reader(HTMLParser):
@@ -289,7 +300,7 @@ def test_hostile_names_are_text() -> None:
         found["directions"][where] = direction(0.5, 0.1, rng=np.random.default_rng(1), identity=evil)
     data = manifest()["data"] | {"name": evil, "set_aside": {evil: evil}, "not_trained": {evil: evil}}
     text = page(
-        run_name=evil,
+        name=evil,
         manifest=manifest(data=data, argv=["icre", evil]),
         recipe_yaml=evil,
         evaluations=[found],
@@ -381,3 +392,45 @@ def test_provenance_names_what_is_needed_to_repeat_the_run(full: str) -> None:
 
 def test_the_same_run_gives_the_same_bytes(full: str) -> None:
     assert page() == full
+
+
+def test_other_runs_stand_beside_the_first_where_they_were_evaluated_alike() -> None:
+    elsewhere = evaluation("best", 5, 0.2, data={**evaluation("best", 5, 0.2)["data"], "hash": "another"})
+    baseline = content(name="baseline", evaluations=[evaluation("best", 200, 0.305), elsewhere])
+    plates = Plates()
+    read = Reader(page(others=[baseline], plates=plates))
+    models = {row[0] if len(row) == 7 else row[1] for row in read.rows if len(row) in (7, 8)}
+    own = "demo-20261122-101500"
+    assert {f"{own}: best (step 360)", f"{own}: untrained", "baseline: best (step 200)", "chance"} <= models
+    assert not any("step 5" in model for model in models)
+    assert {"training.png", "training-comparison.pdf", "folder-0-cmc-visible_to_infrared.png"} <= set(plates.files())
+    # The histograms are those of the network before training and of each trained one.
+    assert f"{own}, no better" not in read.text and "30.5" in read.text
+
+
+def test_each_figure_is_a_picture_for_print_too() -> None:
+    plates = Plates()
+    drawn = [Picture("grad-cam", "Where the networks look", "Some words.", cmc_curves({"a": [0.5, 1.0]}))]
+    read = Reader(page(pictures=drawn, plates=plates))
+    assert "Where the networks look" in read.text and "Some words." in read.text
+    files = plates.files()
+    assert len(files) == 2 * sum(tag == "img" for tag, _ in read.elements)
+    for name, file in files.items():
+        if name.endswith(".pdf"):
+            assert file.startswith(b"%PDF")
+        else:
+            with Image.open(io.BytesIO(file)) as image:
+                assert image.format == "PNG" and image.info["dpi"][0] == pytest.approx(300, abs=1)
+
+
+def test_camera_pairs_are_a_table_in_the_order_of_their_numbers() -> None:
+    found = evaluation("best", 360, 0.612)
+    found["directions"]["visible_to_infrared"]["camera_pairs"].pop(0)
+    head, *rows = camera_table(found, "visible_to_infrared")
+    assert head == ["query camera", "gallery 1", "gallery 10"]
+    assert rows == [["3", "–", "61.2 / 40.0"], ["6", "61.2 / 40.0", "61.2 / 40.0"]]
+    markdown = camera_tables_markdown(found)
+    assert "| 3 | – | 61.2 / 40.0 |" in markdown and "infrared to visible, best (step 360):" in markdown
+    for scores in found["directions"].values():
+        scores["camera_pairs"] = scores["camera_pairs"][:1]
+    assert camera_tables_markdown(found) == ""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from icre.data.records import Modality, Record
 from icre.data.sources.checks import stop_for
@@ -52,10 +55,58 @@ def every_image(groups: Groups) -> list[Record]:
     return sorted(chain.from_iterable(groups.values()))
 
 
-def draw_one(groups: Groups, *, trial: int) -> list[Record]:
-    """One image of each group, in their order, by ``random.choice`` after ``random.seed(trial)``.
+def group_images(records: Iterable[Record], camids: Sequence[str]) -> Groups:
+    """The groups of images that are known already: identities ascending, for each the cameras in their order."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(records):
+        found.setdefault((record.pid, record.camid), []).append(record)
+    ordered = product(sorted({pid for pid, _ in found}, key=_by_number), camids)
+    return {key: found[key] for key in ordered if key in found}
 
-    The generator is a private one, which draws the same and leaves the caller's alone.
+
+def draw_seeded(groups: Groups, *, trial: int, shots: int) -> list[Record]:
+    """``shots`` images of each group (all where there are fewer), in the groups' order.
+
+    One: ``random.choice`` after ``random.seed(trial)``. Several: ``numpy.random.choice(files, shots, replace=False)``
+    after ``numpy.random.seed(trial)``. The generators are private: they draw the same and leave the caller's alone.
     """
-    generator = random.Random(trial)
-    return [generator.choice(group) for group in groups.values()]
+    if shots == 1:
+        choice = random.Random(trial).choice
+        return [choice(group) for group in groups.values()]
+    numbers = np.random.RandomState(trial)
+    return [
+        group[i] for group in groups.values() for i in numbers.choice(len(group), min(shots, len(group)), replace=False)
+    ]
+
+
+def draw_permuted(
+    groups: Groups,
+    permutations: Mapping[tuple[int, int], NDArray[np.int64]],
+    *,
+    pids: Iterable[str],
+    camids: Iterable[str],
+    trial: int,
+    shots: int,
+) -> tuple[list[Record], list[str]]:
+    """The first ``shots`` images of row ``trial`` of each (camera, identity)'s permutation, and what is wrong."""
+    images = {record.path: record for record in every_image(groups)}
+    drawn, problems = [], []
+    for pid, camid in product(pids, camids):
+        rows = permutations.get((int(camid), int(pid)))
+        if rows is None:
+            if (pid, camid) in groups:
+                problems.append(f"identity {int(pid)} has images in camera {camid}, but no permutation")
+            continue
+        for number in rows[trial, :shots]:
+            path = f"cam{camid}/{pid}/{number:04d}.jpg"
+            if path in images:
+                drawn.append(images[path])
+            else:
+                problems.append(
+                    f"trial {trial}: image {number} of identity {int(pid)} in camera {camid}: no file {path}"
+                )
+    return drawn, problems
+
+
+def _by_number(pid: str) -> tuple[int, str]:
+    return (int(pid) if pid.isdigit() else -1, pid)

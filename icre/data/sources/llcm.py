@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from icre.data.records import MODALITIES, Modality, Record
-from icre.data.sources.cameras import Camera, Groups, draw_one, every_image, read_groups
+from icre.data.sources.cameras import Camera, Groups, draw_seeded, every_image, read_groups
 from icre.data.sources.checks import check_choice, count_images, differences, identities
 from icre.data.sources.tree import as_root, read_records
 
@@ -67,7 +67,7 @@ def gallery(root: str | Path, modality: Modality, trial: int) -> list[Record]:
     trial: 0 to 9. DataError when the list or the tree cannot be used; ProtocolError for another argument.
     """
     check_choice("trial", trial, TRIALS)
-    return sorted(draw_one(_test_groups(root, modality), trial=trial))
+    return sorted(draw_seeded(_test_groups(root, modality), trial=trial, shots=1))
 
 
 def validate(root: str | Path) -> list[str]:

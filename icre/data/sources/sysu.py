@@ -6,15 +6,11 @@ Every function takes the folder with ``cam1`` and ``exp`` in it and returns sort
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import product
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from icre.data.records import Modality, Record
-from icre.data.sources.cameras import Camera, Groups, draw_one, every_image, read_groups
+from icre.data.sources.cameras import Camera, Groups, draw_permuted, draw_seeded, every_image, read_groups
 from icre.data.sources.checks import check_choice, count_images, differences, identities, stop_for
 from icre.data.sources.permutations import TRIALS, read_permutations
 from icre.data.sources.tree import as_root, read_identities
@@ -96,8 +92,8 @@ def gallery(root: str | Path, mode: Mode, trial: int, *, shots: int = 1, draw: D
     folder = as_root(root)
     groups = _groups(folder, TEST_LIST, GALLERY_CAMERAS[mode])
     if draw == "official":
-        return sorted(_draw_official(folder, groups, GALLERY_CAMERAS[mode], trial=trial, shots=shots))
-    return sorted(draw_one(groups, trial=trial) if shots == 1 else _draw_several(groups, trial=trial, shots=shots))
+        return sorted(_draw_official(folder, groups, mode, trial=trial, shots=shots))
+    return sorted(draw_seeded(groups, trial=trial, shots=shots))
 
 
 def validate(root: str | Path) -> list[str]:
@@ -132,32 +128,14 @@ def _groups(root: Path, listed_in: str, numbers: tuple[int, ...]) -> Groups:
     return read_groups(root, listed_in, map(_camera, numbers), known=map(_camera, range(1, 7)))
 
 
-def _draw_several(groups: Groups, *, trial: int, shots: int) -> list[Record]:
-    generator = np.random.RandomState(trial)
-    return [
-        group[i]
-        for group in groups.values()
-        for i in generator.choice(len(group), min(shots, len(group)), replace=False)
-    ]
-
-
-def _draw_official(root: Path, groups: Groups, cameras: Iterable[int], *, trial: int, shots: int) -> list[Record]:
-    permutations = read_permutations(root / PERMUTATIONS)
-    images = {record.path: record for record in every_image(groups)}
-    drawn, problems = [], []
-    for identity, camera in product(read_identities(root, TEST_LIST), cameras):
-        rows = permutations.get((camera, identity))
-        if rows is None:
-            if (f"{identity:04d}", str(camera)) in groups:
-                problems.append(f"identity {identity} has images in camera {camera}, but no permutation")
-            continue
-        for number in rows[trial, :shots]:
-            path = f"cam{camera}/{identity:04d}/{number:04d}.jpg"
-            if path in images:
-                drawn.append(images[path])
-            else:
-                problems.append(
-                    f"trial {trial}: image {number} of identity {identity} in camera {camera}: no file {path}"
-                )
+def _draw_official(root: Path, groups: Groups, mode: Mode, *, trial: int, shots: int) -> list[Record]:
+    drawn, problems = draw_permuted(
+        groups,
+        read_permutations(root / PERMUTATIONS),
+        pids=[f"{identity:04d}" for identity in read_identities(root, TEST_LIST)],
+        camids=list(map(str, GALLERY_CAMERAS[mode])),
+        trial=trial,
+        shots=shots,
+    )
     stop_for(problems, root / PERMUTATIONS, hint="permutations and images come from one release: unpack both anew")
     return drawn

@@ -10,6 +10,8 @@ from image_trees import add_junk, assert_stops, at_awkward_roots, touch
 from icre.data.records import MODALITIES, Modality, Record
 from icre.data.sources import llcm
 from icre.errors import ProtocolError
+from icre.evaluation.draws import trials
+from icre.evaluation.protocols import FIXED
 
 TRAIN, TEST = [1, 4, 713], [351, 3, 70, 1000]
 SHORT: dict[Modality, str] = {"visible": "vis", "infrared": "nir"}
@@ -149,3 +151,20 @@ def test_counts_are_compared_with_the_published_ones(root: Path, monkeypatch: py
 def test_arguments_outside_the_protocol(whole: Path, modality: Any, trial: int) -> None:
     with pytest.raises(ProtocolError):
         llcm.gallery(whole, modality, trial)
+
+
+def test_the_protocols_draw_the_same(whole: Path) -> None:
+    records = [record for modality in reversed(MODALITIES) for record in reversed(llcm.query(whole, modality))]
+    forms = {"llcm": "gallery", "llcm-drawn-queries": "query"}
+    for name, drawn_side in forms.items():
+        for direction in FIXED[name].directions.values():
+            drawn, undrawn = (
+                (direction.query, direction.gallery) if drawn_side == "query" else (direction.gallery, direction.query)
+            )
+            for trial, sides in enumerate(trials(records, FIXED[name], direction)):
+                found = dict(zip(("query", "gallery"), ([records[row] for row in rows] for rows in sides), strict=True))
+                other = "gallery" if drawn_side == "query" else "query"
+                assert found[drawn_side] == llcm.gallery(whole, drawn, trial)
+                assert sorted(found[other]) == llcm.query(whole, undrawn)
+    assert [d.drawn for d in FIXED["llcm-drawn-queries"].directions.values()] == ["query"]
+    assert FIXED["llcm-drawn-queries"].directions["visible_to_infrared"].query == "infrared"

@@ -12,8 +12,11 @@ from scipy.io import savemat
 
 from icre.data.records import Record
 from icre.data.sources import sysu
+from icre.data.sources.permutations import read_permutations
 from icre.data.sources.sysu import Mode
 from icre.errors import ProtocolError
+from icre.evaluation.draws import trials
+from icre.evaluation.protocols import FIXED
 
 TRAIN, VAL, TEST = [11, 2], [5], [17, 6, 108, 21, 10, 25]
 CAMERAS = {"all": [1, 2, 4, 5], "indoor": [1, 2]}
@@ -121,6 +124,39 @@ def test_seeded_gallery(whole: Path, mode: Mode, trial: int) -> None:
 def test_official_gallery(whole: Path, mode: Mode, trial: int, shots: int) -> None:
     expected = drawn(mode, lambda pid, cam, n: list(PERMUTATIONS[pid, cam][trial, :shots]))
     assert sysu.gallery(whole, mode, trial, shots=shots, draw="official") == expected
+
+
+@pytest.mark.parametrize("name", [name for name in FIXED if name.startswith("sysu")])
+def test_the_protocols_draw_the_same_from_any_rows(whole: Path, name: str) -> None:
+    mode: Mode = "indoor" if "indoor" in name else "all"
+    shots = 10 if "multi" in name else 1
+    draw: sysu.Draw = "official" if "official" in name else "seeded"
+    records = sysu.test(whole)
+    np.random.default_rng(0).shuffle(records)  # type: ignore[arg-type]
+    permutations = read_permutations(whole / sysu.PERMUTATIONS)
+    ((direction, sides),) = FIXED[name].directions.items()
+    assert direction == "infrared_to_visible"
+    found = trials(records, FIXED[name], sides, permutations=permutations)
+    assert len(found) == 10
+    for trial, (q_rows, g_rows) in enumerate(found):
+        assert {records[row] for row in q_rows} == set(sysu.query(whole, mode)) and len(q_rows) == len(set(q_rows))
+        expected = sysu.gallery(whole, mode, trial, shots=shots, draw=draw)
+        assert [records[row] for row in g_rows] == expected
+
+
+def test_what_the_protocols_cannot_draw(whole: Path) -> None:
+    official = FIXED["sysu-all-single-official"]
+    (sides,) = official.directions.values()
+    with pytest.raises(ProtocolError, match="permutations"):
+        trials(sysu.test(whole), official, sides)
+    permutations = read_permutations(whole / sysu.PERMUTATIONS)
+    first = sysu.gallery(whole, "all", 0, draw="official")[0]
+    set_aside = [record for record in sysu.test(whole) if record != first]
+    with pytest.raises(ProtocolError, match=first.path):
+        trials(set_aside, official, sides, permutations=permutations)
+    elsewhere = [Record(r.pid, r.modality, f"door {r.camid}", r.path) for r in sysu.test(whole)]
+    with pytest.raises(ProtocolError, match="door 1"):
+        trials(elsewhere, FIXED["sysu-all-single"], sides)
 
 
 def test_drawing_leaves_the_callers_generators_alone(whole: Path) -> None:

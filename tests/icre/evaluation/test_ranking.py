@@ -5,6 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from icre.errors import ProtocolError
 from icre.evaluation import (
@@ -14,6 +17,8 @@ from icre.evaluation import (
     evaluate_regdb,
     evaluate_sysu,
 )
+from icre.evaluation.inputs import encode_labels
+from icre.evaluation.scores import match_labels, score_matching, summarise
 
 from .reference import reference_ranking
 
@@ -62,7 +67,7 @@ def test_random_cases_agree_with_the_plain_loop(rule, unit):
 
 
 def test_larger_case_in_default_chunks(monkeypatch):
-    monkeypatch.setattr("icre.evaluation.ranking.CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("icre.evaluation.scores.CHUNK_ELEMENTS", 1000)
     rng = np.random.default_rng(0)
     dist = rng.random((70, 300), dtype=np.float32)
     case = (
@@ -75,6 +80,71 @@ def test_larger_case_in_default_chunks(monkeypatch):
     assert_same(evaluate_sysu(*case), reference_ranking(*case, camera_rule="sysu", cmc="identity"))
     assert_same(evaluate_llcm(*case), reference_ranking(*case, camera_rule="same_camera", cmc="identity"))
     assert_same(evaluate_regdb(*case[:3]), reference_ranking(*case, camera_rule="none", cmc="image"))
+
+
+@st.composite
+def small_cases(draw):
+    """Any finite distances, with the values that hypothesis likes: ties, signed zeros, denormals, extremes."""
+    queries, gallery = draw(st.integers(1, 4)), draw(st.integers(1, 12))
+    dtype, width = draw(st.sampled_from([(np.float16, 16), (np.float32, 32), (np.float64, 64)]))
+    finite = st.floats(width=width, allow_nan=False, allow_infinity=False)
+    dist = draw(arrays.arrays(dtype, (queries, gallery), elements=finite | st.sampled_from([0.0, -0.0, 0.5])))
+    labels = [draw(arrays.arrays(np.int64, n, elements=st.integers(-1, 3))) for n in (queries, gallery)]
+    cams = [draw(arrays.arrays(np.int64, n, elements=st.sampled_from([2, 3, 6]))) for n in (queries, gallery)]
+    return dist, *labels, *cams
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(case=small_cases(), rule=st.sampled_from(RULES), unit=st.sampled_from(UNITS))
+def test_any_finite_distances_agree_with_the_plain_loop(case, rule, unit):
+    expected = reference_ranking(*case, camera_rule=rule, cmc=unit)
+    if expected.queries:
+        assert_same(evaluate_ranking(*case, camera_rule=rule, cmc=unit), expected)
+    else:
+        with pytest.raises(ProtocolError):
+            evaluate_ranking(*case, camera_rule=rule, cmc=unit)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(case=small_cases(), rule=st.sampled_from(RULES), repeats=st.integers(2, 4))
+def test_repeated_queries_change_no_mean(case, rule, repeats):
+    dist, q_pids, g_pids, q_cams, g_cams = case
+    if not reference_ranking(*case, camera_rule=rule, cmc="identity").queries:
+        return
+    once = evaluate_ranking(*case, camera_rule=rule, cmc="identity")
+    often = evaluate_ranking(
+        np.tile(dist, (repeats, 1)),
+        np.tile(q_pids, repeats),
+        g_pids,
+        np.tile(q_cams, repeats),
+        g_cams,
+        camera_rule=rule,
+        cmc="identity",
+        chunk=3,
+    )
+    assert (often.queries, often.skipped) == (repeats * once.queries, repeats * once.skipped)
+    np.testing.assert_allclose(often.cmc, once.cmc, atol=1e-12)
+    assert (often.mAP, often.mINP) == pytest.approx((once.mAP, once.mINP), abs=1e-12)
+
+
+def test_differences_that_only_float64_holds_are_ranked():
+    dist = np.array([[1 + 2e-15, 1.0, 1 + 1e-15]])
+    assert evaluate_regdb(dist, [1], [1, 2, 3]).mAP == pytest.approx(1 / 3)
+    assert evaluate_regdb(-dist, [1], [1, 2, 3]).mAP == 1
+
+
+def test_one_matching_ranks_every_trial():
+    rng = np.random.default_rng(3)
+    pids, cams = [rng.integers(0, 6, n) for n in (20, 30)], [rng.choice([2, 3], n) for n in (20, 30)]
+    labels = encode_labels(tuple(pids), tuple(cams), camera_rule="sysu", device=torch.device("cpu"))
+    matching = match_labels(*labels, "sysu")
+    for _ in range(3):
+        dist = rng.integers(0, 9, (20, 30)).astype(np.float32)
+        kept = dist.copy()
+        scores = score_matching(torch.from_numpy(dist), matching, cmc="identity")
+        np.testing.assert_array_equal(dist, kept)
+        expected = reference_ranking(dist, *pids, *cams, camera_rule="sysu", cmc="identity")
+        assert_same(summarise([scores], camera_rule="sysu", max_rank=20), expected)
 
 
 def test_by_hand_image_cmc():

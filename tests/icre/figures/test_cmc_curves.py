@@ -38,3 +38,16 @@ def test_nothing_to_draw_is_said() -> None:
     axes = cmc_curves({}).axes[0]
     assert len(axes.get_lines()) == 0
     assert len(axes.texts) == 1
+
+
+def test_many_curves_differ_fit_and_leave_the_axes_their_height() -> None:
+    heights = []
+    for count in (2, 20):
+        figure = cmc_curves({f"a model with a long name, number {i}": [i / 20, 0.9] for i in range(count)})
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+    lines = figure.axes[0].get_lines()
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 20  # type: ignore[attr-defined]
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y0 >= 0
+    assert abs(heights[1] - heights[0]) < 0.15 * heights[0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,14 @@ def test_panels_share_the_distances_and_each_holds_its_own_shares() -> None:
 def test_a_kind_without_pairs_is_flat() -> None:
     axes = distance_histograms([("empty", EDGES, [0, 0, 0, 0], [0, 0, 0, 0], 0.0, 0.0)]).axes[0]
     assert all((patch.get_data().values == 0).all() for patch in outlines(axes))
+
+
+def test_three_models_stand_in_a_row_of_a_page_without_touching() -> None:
+    figure = distance_histograms([BEFORE._replace(label="M" * 40), BEFORE, AFTER._replace(label="i" * 90)])
+    figure.draw_without_rendering()
+    assert figure.get_size_inches()[0] <= 7
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert len({round(axes.get_position().y0, 3) for axes in figure.axes}) == 1
+    assert all(box is not None for box in boxes)
+    for left, right in itertools.pairwise(boxes):
+        assert left is not None and right is not None and left.x1 <= right.x0

@@ -1,0 +1,43 @@
+"""Where models look: Grad-CAM maps over images, a row for each model (the paper's Figure 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from icre.figures import style
+from icre.figures.overlays import Map, Overlaid, overlay_grid
+
+
+@dataclass(frozen=True, eq=False)
+class Heated:
+    """An image, and what each model looks at in it."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3), the same shape for all images of a figure."""
+    caption: str
+    heat: Mapping[str, Map]
+    """Name of a model to its map, (h, w) in [0, 1]; the same models, in the same order, for all images."""
+
+
+@style.styled
+def heat_rows(visible: Sequence[Heated], infrared: Sequence[Heated]) -> Figure:
+    """Images in the first row, below them the same images under each model's heat; visible left, infrared right.
+
+    A map without any heat, which looks like a dark image, is marked "nowhere".
+    """
+    shown = [*visible, *infrared]
+    names = list(shown[0].heat) if shown else []
+    marked = any(not one.any() for heated in shown for one in heated.heat.values())
+    sides = ([_column(heated, names, marked=marked) for heated in side] for side in (visible, infrared))
+    return overlay_grid(*sides, rows=names, scale=("0", "largest value of the map"))
+
+
+def _column(heated: Heated, names: Sequence[str], *, marked: bool) -> Overlaid:
+    maps = [heated.heat[name] for name in names]
+    notes = ["" if one.any() else "nowhere" for one in maps] if marked else []
+    return Overlaid(heated.image, heated.caption, maps, notes)

@@ -1,0 +1,50 @@
+"""Which stage MPFR listens to where: its masks over images, a row for each stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from icre.figures import style
+from icre.figures.overlays import Map, Overlaid, overlay_grid
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """An image and the masks that MPFR gave it."""
+
+    image: NDArray[np.uint8]
+    """(H, W, 3), the same shape for all images of a figure."""
+    caption: str
+    masks: Map
+    """(S, h, w) in [0, 1], one for each stage."""
+
+
+@style.styled
+def mask_overlays(visible: Sequence[Masked], infrared: Sequence[Masked], *, stages: Sequence[int]) -> Figure:
+    """Images in the first row, below them the same images under the mask of each stage; visible left, infrared right.
+
+    stages: number of the backbone's stage of each mask. Colours go from the smallest to the largest value in a row,
+    which stand at its left: masks often differ little from place to place, and from 0 to 1 nothing would show.
+    """
+    spans = _spans([*visible, *infrared], len(stages))
+    names = [f"stage {stage} {low:.3f}–{high:.3f}" for stage, (low, high) in zip(stages, spans, strict=True)]
+    sides = ([_column(masked, spans) for masked in side] for side in (visible, infrared))
+    return overlay_grid(*sides, rows=names, scale=("smallest", "largest value in the row"))
+
+
+def _spans(images: Sequence[Masked], stages: int) -> list[tuple[float, float]]:
+    """Smallest and largest value of each stage over all images."""
+    if not images:
+        return [(0.0, 1.0)] * stages
+    values = np.stack([masked.masks for masked in images])
+    return [(float(values[:, s].min()), float(values[:, s].max())) for s in range(stages)]
+
+
+def _column(masked: Masked, spans: Sequence[tuple[float, float]]) -> Overlaid:
+    maps = [(mask - low) / (high - low or 1.0) for mask, (low, high) in zip(masked.masks, spans, strict=True)]
+    return Overlaid(masked.image, masked.caption, maps)

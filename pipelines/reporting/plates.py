@@ -1,0 +1,32 @@
+"""The figures of a report: inside the page as data, and beside it as files for print."""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal
+
+from matplotlib.figure import Figure
+
+from icre import figures
+
+PRINTED: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
+
+
+class Plates:
+    """Collects every figure that a page shows, by name."""
+
+    def __init__(self) -> None:
+        self._figures: dict[str, Figure] = {}
+
+    def embed(self, name: str, figure: Figure, kind: Literal["svg", "webp"]) -> str:
+        """A data URI for the page. As an image of its own, a figure cannot clash with the ids of another one."""
+        assert name not in self._figures, name
+        self._figures[name] = figure
+        mime = {"svg": "image/svg+xml", "webp": "image/webp"}[kind]
+        return f"data:{mime};base64,{base64.b64encode(figures.encode(figure, kind)).decode()}"
+
+    def files(self) -> dict[str, bytes]:
+        """Content by file name: each figure as PNG and PDF, at print size."""
+        return {
+            f"{name}.{kind}": figures.encode(figure, kind) for name, figure in self._figures.items() for kind in PRINTED
+        }
