@@ -2,6 +2,7 @@
 
 from icre.evaluation.draws import draw_gallery
 from icre.evaluation.inputs import CameraRule, CmcUnit
+from icre.evaluation.large import evaluate_features
 from icre.evaluation.protocols import Protocol, protocol_of
 from icre.evaluation.ranking import (
     cosine_distance,
@@ -21,6 +22,7 @@ __all__ = [
     "RankingResult",
     "cosine_distance",
     "draw_gallery",
+    "evaluate_features",
     "evaluate_llcm",
     "evaluate_ranking",
     "evaluate_regdb",

@@ -5,13 +5,13 @@ Shape letters: N images, U drawn images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from icre.data.records import Modality, Record
-from icre.data.sources.cameras import draw_permuted, draw_seeded, group_images
+from icre.data.sources.cameras import Groups, draw_permuted, draw_seeded, group_images
 from icre.errors import ProtocolError
 from icre.evaluation.inputs import LabelsLike, as_labels, check_at_least
 from icre.evaluation.protocols import Direction, Protocol
@@ -31,8 +31,7 @@ def trials(
     """
     query, gallery = _side(records, direction.query, protocol), _side(records, direction.gallery, protocol)
     pool = query if direction.drawn == "query" else gallery
-    candidates = [records[row] for row in pool]
-    draws = (_draw(candidates, pool, protocol, trial, permutations) for trial in range(protocol.trials))
+    draws = _draws([records[row] for row in pool], pool, protocol, permutations)
     return [(drawn, gallery) if direction.drawn == "query" else (query, drawn) for drawn in draws]
 
 
@@ -46,32 +45,43 @@ def _side(records: Sequence[Record], modality: Modality, protocol: Protocol) -> 
     return rows
 
 
-def _draw(
-    candidates: Sequence[Record], rows: Rows, protocol: Protocol, trial: int, permutations: Permutations | None
-) -> Rows:
+def _draws(
+    candidates: Sequence[Record], rows: Rows, protocol: Protocol, permutations: Permutations | None
+) -> Iterator[Rows]:
+    """The drawn rows of each trial, sorted by identity, camera and path."""
+    trials = range(protocol.trials)
     if protocol.draw == "none":
-        return rows
-    if protocol.draw == "pcg64":
+        yield from (rows for _ in trials)
+    elif protocol.draw == "pcg64":
         columns = [[getattr(record, name) for record in candidates] for name in ("pid", "camid", "path")]
-        return rows[draw_gallery(*columns, shots=protocol.shots, seed=protocol.seed, trial=trial)]
-    cameras = protocol.cameras or tuple(sorted({record.camid for record in candidates}, key=lambda c: (len(c), c)))
+        for trial in trials:
+            yield rows[draw_gallery(*columns, shots=protocol.shots, seed=protocol.seed, trial=trial)]
+    else:
+        row_of = {record.path: row for record, row in zip(candidates, rows, strict=True)}
+        groups, cameras = _groups(candidates, protocol)
+        for trial in trials:
+            if protocol.draw == "seeded":
+                drawn = draw_seeded(groups, trial=trial, shots=protocol.shots)
+            else:
+                drawn = _official(groups, cameras, protocol, trial, permutations)
+            yield np.array([row_of[record.path] for record in sorted(drawn)], np.int64)
+
+
+def _groups(candidates: Sequence[Record], protocol: Protocol) -> tuple[Groups, Sequence[str]]:
+    """The images of each identity in each camera that the protocol draws from, and these cameras in order."""
+    seen = sorted({record.camid for record in candidates}, key=lambda camid: (len(camid), camid))
+    cameras = protocol.cameras or seen
     groups = group_images((record for record in candidates if record.camid in cameras), cameras)
     if not groups:
         raise ProtocolError(
-            f"protocol {protocol.name} draws from cameras {' '.join(cameras)}; "
-            f"the images are of cameras {' '.join(sorted({record.camid for record in candidates}))}",
+            f"protocol {protocol.name} draws from cameras {' '.join(cameras)}; the images have {' '.join(seen)}",
             hint="choose the protocol of this data set, or `folder`",
         )
-    if protocol.draw == "seeded":
-        drawn = draw_seeded(groups, trial=trial, shots=protocol.shots)
-    else:
-        drawn = _official(groups, cameras, protocol, trial, permutations)
-    row_of = {record.path: row for record, row in zip(candidates, rows, strict=True)}
-    return np.array([row_of[record.path] for record in sorted(drawn)], np.int64)
+    return groups, cameras
 
 
 def _official(
-    groups: Mapping[tuple[str, str], Sequence[Record]],
+    groups: Groups,
     cameras: Sequence[str],
     protocol: Protocol,
     trial: int,

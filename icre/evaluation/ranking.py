@@ -27,7 +27,7 @@ from icre.evaluation.inputs import (
     encode_labels,
     unit_rows,
 )
-from icre.evaluation.scores import QueryScores, RankingResult, query_chunks, score_queries, summarise  # noqa: F401
+from icre.evaluation.scores import RankingResult, query_chunks, score_queries, summarise
 
 
 def evaluate_ranking(

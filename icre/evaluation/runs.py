@@ -20,7 +20,15 @@ from icre.evaluation.draws import Permutations, Rows, trials
 from icre.evaluation.inputs import CameraRule, Labels, Matrix, encode_labels, unit_rows
 from icre.evaluation.protocols import Protocol
 from icre.evaluation.rerank import k_reciprocal_distance
-from icre.evaluation.scores import QueryScores, RankingResult, query_chunks, score_queries, summarise
+from icre.evaluation.scores import (
+    QueryScores,
+    RankingResult,
+    match_labels,
+    query_chunks,
+    score_matching,
+    score_queries,
+    summarise,
+)
 
 MAX_RANK = 20
 
@@ -153,13 +161,10 @@ def _scores(
         scores: list[list[QueryScores]] = [[] for _ in shared]
         for part in query_chunks(len(q_index), len(used), chunk):
             dist_CU = 1 - unit_ND[q_index[part]] @ gallery_DU
-            labels = query.take(part)
+            matching = match_labels(query.take(part), gallery, protocol.camera_rule)
             for trial, column in zip(scores, columns, strict=True):
-                trial.append(
-                    score_queries(
-                        dist_CU[:, column], labels, gallery, camera_rule=protocol.camera_rule, cmc=protocol.cmc
-                    )
-                )
+                # Three times as fast as indexing with a tensor.
+                trial.append(score_matching(dist_CU.index_select(1, column), matching, cmc=protocol.cmc))
         yield from scores
 
 
