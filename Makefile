@@ -27,8 +27,8 @@ help: ## List the targets
 demo: .venv/.installed ## Train, evaluate and report on synthetic people, on this machine
 	.venv/bin/icre demo --config configs/demo.yaml
 
-test: lint ## The whole suite: linters, types, import rules, all tests
-	.venv/bin/python -m pytest -rs
+test: lint test-method ## The whole suite: linters, types, import rules, all tests
+	.venv/bin/python -m pytest -rs --ignore=tests/icre
 
 lint: .venv/.installed-dev ## Style, types and the direction of imports
 	.venv/bin/ruff check .

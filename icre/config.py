@@ -24,6 +24,8 @@ Component = Literal["mpfr", "sdce", "icg"]
 Precision = Literal["fp32", "bf16", "fp16"]
 """Number formats of the network's forward pass."""
 
+OptimizerName = Literal["sgd", "adam", "adamw"]
+
 ProtocolName = Literal[
     "folder",
     "sysu-all-single",
@@ -196,8 +198,9 @@ class Augmentation(Section):
 class Optimizer(Section):
     """Two parameter groups: the backbone and everything new."""
 
-    name: Literal["sgd", "adam"] = "sgd"
-    """sgd: Nesterov momentum 0.9."""
+    name: OptimizerName = "sgd"
+    """sgd: Nesterov momentum 0.9. adam adds the penalty to the gradient, adamw shrinks the weights apart from it; what that
+    means for MPFR and SDCE: docs/method.md section 6."""
     lr: PositiveFloat = 0.1
     """Learning rate of new layers after warm-up."""
     backbone_lr: PositiveFloat = 0.01

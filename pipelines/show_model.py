@@ -16,7 +16,7 @@ SYSU_MM01_CLASSES = 395
 """Training identities of SYSU-MM01, for which the published networks of the field are sized."""
 
 _WORDS = {"stem": "stems", "mpfr": "MPFR", "align": "align (X3 for SDCE)", "sdce": "SDCE"}
-_OPTIMIZER_STATE = {"sgd": "SGD's momentum", "adam": "Adam's two moments"}
+_OPTIMIZER_STATE = {"sgd": "SGD's momentum", "adam": "Adam's two moments", "adamw": "Adam's two moments"}
 _COSTS = ("Parameters (M)", "MACs an image (G)", "MACs / baseline", "Activations (MiB)")
 _NOTE = """\
 MACs: convolutions, linear layers and attention, forward; an image passes one of the two stems. Activations: what

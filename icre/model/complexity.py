@@ -23,7 +23,7 @@ from icre.model.network import ICRENetwork
 
 GRID: tuple[tuple[config.Component, ...], ...] = ((), ("mpfr",), ("sdce",), ("mpfr", "sdce"))
 """The networks that the components make: the baseline first, the paper's last. ICG is a loss and costs no network."""
-OPTIMIZER_FLOATS = {"sgd": 1, "adam": 2}
+OPTIMIZER_FLOATS = {"sgd": 1, "adam": 2, "adamw": 2}
 """Numbers that an optimiser keeps for each trainable parameter: a momentum, or two moments."""
 
 

@@ -21,9 +21,10 @@ def build_optimizer(
         {"params": [p for name, p in named.items() if (name in backbone) == own], "lr": lr, "peak_lr": lr}
         for own, lr in ((True, settings.backbone_lr), (False, settings.lr))
     ]
-    if settings.name == "adam":
-        return torch.optim.Adam(groups, weight_decay=settings.weight_decay, fused=fused)
-    return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay, fused=fused)
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay, fused=fused)
+    kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
+    return kind(groups, weight_decay=settings.weight_decay, fused=fused)
 
 
 def learning_rate_factor(epoch: float, schedule: config.Schedule) -> float:

@@ -154,7 +154,7 @@ def test_kept_bytes_are_those_of_a_real_network(values: dict[str, Any], model: d
 
 
 @pytest.mark.usefixtures("thin")
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_gradients_and_optimiser_state_are_those_of_a_real_step(optimizer: str) -> None:
     settings = recipe(FULL | {"optimizer": {"name": optimizer}})
     network = build_network(settings, classes=K)

@@ -55,14 +55,16 @@ def test_sgd_is_nesterov_with_an_l2_penalty() -> None:
         torch.testing.assert_close(found, w.detach())
 
 
-def test_adam_has_an_l2_penalty() -> None:
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_adam_has_an_l2_penalty_and_adamw_shrinks_apart_from_the_gradient(name: config.OptimizerName) -> None:
     network = tiny_network(tiny_recipe())
     starts = [network.backbone.layer1[0].conv1.weight.clone(), network.head.classifier.weight.clone()]
-    settings = config.Optimizer(name="adam", lr=0.02, backbone_lr=0.003, weight_decay=0.1)
+    settings = config.Optimizer(name=name, lr=0.02, backbone_lr=0.003, weight_decay=0.1)
     for w, lr, found in zip(starts, (0.003, 0.02), stepped(network, settings, 3), strict=True):
         m, v = torch.zeros_like(w), torch.zeros_like(w)
         for t in (1, 2, 3):
-            g = t + 0.1 * w
+            g = t + (0.1 * w if name == "adam" else 0)
+            w = w if name == "adam" else w - lr * 0.1 * w
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
             w = w - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
         torch.testing.assert_close(found, w.detach())
