@@ -199,8 +199,8 @@ class Optimizer(Section):
     """Two parameter groups: the backbone and everything new."""
 
     name: OptimizerName = "sgd"
-    """sgd: Nesterov momentum 0.9. adam adds the penalty to the gradient, adamw shrinks the weights apart from it; what that
-    means for MPFR and SDCE: docs/method.md section 6."""
+    """sgd: Nesterov momentum 0.9. adam adds the penalty to the gradient, adamw shrinks the weights apart from it; what
+    that means for MPFR and SDCE: docs/method.md section 6."""
     lr: PositiveFloat = 0.1
     """Learning rate of new layers after warm-up."""
     backbone_lr: PositiveFloat = 0.01
