@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ TABLES: dict[str, tuple[Variant, ...]] = {
     "rho1": _sweep("ρ1", "loss.icg.rho1", 0.1, (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)),
 }
 """Every option of the network and the loss is a row of one of them. The last two are the sweeps of Figure 3."""
+
+
+def paired_p_value(differences: Sequence[float]) -> float | None:
+    """Two-sided p of Student's t-test that paired differences have mean 0: None for fewer than two, or equal ones."""
+    if len(differences) < 2 or float(np.ptp(differences)) < 1e-12:
+        return None
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def paired_differences(values: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:

@@ -16,7 +16,7 @@ from icre.errors import ConfigError, TrainingError
 from pipelines import prepare, runs, series, synthesize
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.reporting.ablation_table import METRICS, Entry, ablation_table_markdown
+from pipelines.reporting.ablation_table import METRICS, Entry, ablation_table_latex, ablation_table_markdown
 from pipelines.reporting.plates import PRINTED
 from pipelines.runs import Run
 from pipelines.storage import Storage
@@ -45,7 +45,7 @@ def command(
     seeds: Seeds = 3,
     only: Only = None,
 ) -> None:
-    """Train and evaluate every variant of a table; mean ± standard deviation over seeds, as Markdown.
+    """Train and evaluate every variant of a table; mean ± standard deviation over seeds, as Markdown and LaTeX.
 
     The tables lambda and rho1 are the sweeps of the paper's Figure 3, which is drawn beside them as sweep.png and .pdf.
 
@@ -112,6 +112,7 @@ def run(trials: Sequence[Trial], data: PreparedData, folder: Storage) -> str:
         markdown = ablation_table_markdown(entries)
         (folder / "results.json").write_json([entry.to_dict() for entry in entries])
         (folder / "table.md").write_text(markdown + "\n")
+        (folder / "table.tex").write_text(ablation_table_latex(entries))
         for kind in PRINTED if trial.variant.value is not None else ():
             (folder / f"sweep.{kind}").write_bytes(
                 figures.encode(figures.sweep_curves([_sweep(trials, entries)]), kind)

@@ -9,10 +9,11 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import ray
 import ray.data
@@ -64,7 +65,7 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
     there too. A session that is already open (the demo runs several verbs in one) is used as it is.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    with _log_to(logs / "driver.log"), _native_stderr_to(logs / "driver.err"):
+    with _log_to(logs / "driver.log"), _native_stderr_to(logs / "driver.err"), ray_messages_to(logs / "driver.out"):
         if ray.is_initialized():
             yield
             return
@@ -124,6 +125,32 @@ def _native_stderr_to(path: Path) -> Iterator[None]:
         os.close(kept)
         sys.stderr.close()
         sys.stderr = console
+
+
+@contextlib.contextmanager
+def ray_messages_to(path: Path) -> Iterator[None]:
+    """Whatever Ray's own thread prints goes to ``path``: standard output holds results only."""
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None:
+        yield  # as for stderr
+        return
+    console = sys.stdout
+    with path.open("a", buffering=1) as file:
+        sys.stdout = cast(TextIO, _ByThread(console, file))
+        try:
+            yield
+        finally:
+            sys.stdout = console
+
+
+class _ByThread:
+    """Standard output, but for the thread in which Ray prints warnings about its own processes."""
+
+    def __init__(self, console: TextIO, file: TextIO) -> None:
+        self._console, self._file = console, file
+
+    def __getattr__(self, name: str) -> Any:
+        rays = threading.current_thread().name == "ray_listen_error_messages"
+        return getattr(self._file if rays else self._console, name)
 
 
 @contextlib.contextmanager

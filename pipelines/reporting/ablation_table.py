@@ -1,4 +1,4 @@
-"""The table of an ablation: a row a variant, mean ± standard deviation over its seeds."""
+"""The table of an ablation, in Markdown and LaTeX: a row a variant, mean ± standard deviation over its seeds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from icre.ablation import Spread, paired_differences
+from icre.ablation import Spread, paired_differences, paired_p_value
 from pipelines.reporting.metric_table import SYNTHETIC, describe_protocol, markdown_line, percent, summary_of, words
 
 METRICS = {"rank1": "Rank-1", "mAP": "mAP"}
@@ -39,22 +39,45 @@ class Entry:
 
 def ablation_table_markdown(entries: Sequence[Entry]) -> str:
     """Markdown: for each variant the metrics, and the mean difference to the first variant, seed by seed."""
+    rows = _rows(entries)
+    if not rows:
+        return "\n".join(["No run has a result.", *_failures(entries)])
+    lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return "\n".join(map(markdown_line, lines)) + "\n\n" + "\n\n".join([*_notes(entries), *_failures(entries)])
+
+
+def ablation_table_latex(entries: Sequence[Entry]) -> str:
+    """The same rows as a LaTeX tabular with booktabs' rules; the notes are comments. Empty without a result."""
+    rows = _rows(entries)
+    if not rows:
+        return ""
+    columns = "l" + "r" * (len(rows[0]) - 1)
+    lines = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+    body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    return "\n".join([*(f"% {note}" for note in _notes(entries)), *body, r"\end{tabular}"]) + "\n"
+
+
+def _rows(entries: Sequence[Entry]) -> list[list[str]]:
+    """Cells of the table, its head first; none without a result."""
     evaluated = [entry.result for entry in entries if entry.result is not None]
     if not evaluated:
-        return "\n".join(["No run has a result.", *_failures(entries)])
+        return []
     directions = list(evaluated[0]["directions"])
     variants = list(dict.fromkeys(entry.variant for entry in entries))
     head = ["Variant", "Seeds", *(f"{words(d)}: {label}" for d in directions for label in METRICS.values())]
-    head.append(f"mAP against {variants[0]}")
-    lines = [markdown_line(head), markdown_line(["---", *["---:"] * (len(head) - 1)])]
-    lines += [markdown_line(_row(entries, variant, variants[0], directions)) for variant in variants]
-    notes = [
+    head += [f"mAP against {variants[0]}", "p"]
+    return [head, *(_row(entries, variant, variants[0], directions) for variant in variants)]
+
+
+def _notes(entries: Sequence[Entry]) -> list[str]:
+    first = next(entry.result for entry in entries if entry.result is not None)
+    return [
         "Percent; ± is the sample standard deviation over the seeds. Each value is the mean over the gallery draws. "
-        "The last column is the mean of both directions' mAP minus that of the first row with the same seed.",
-        describe_protocol(evaluated[0], leave_out=["seed"]),
+        "The last columns: the mean of the directions' mAP minus that of the first row with the same seed, and p of "
+        "the two-sided paired t-test that it is 0, not corrected for the number of rows.",
+        describe_protocol(first, leave_out=["seed"]),
+        *([SYNTHETIC] if first["synthetic"] else []),
     ]
-    notes += [SYNTHETIC] if evaluated[0]["synthetic"] else []
-    return "\n".join(lines) + "\n\n" + "\n\n".join([*notes, *_failures(entries)])
 
 
 def _row(entries: Sequence[Entry], variant: str, reference: str, directions: Sequence[str]) -> list[str]:
@@ -64,8 +87,19 @@ def _row(entries: Sequence[Entry], variant: str, reference: str, directions: Seq
     for direction in directions:
         for name in METRICS:
             cells.append(_cell([m for entry in done if (m := entry.metric(direction, name)) is not None]))
+    if variant == reference:
+        return [*cells, "", ""]
     differences = paired_differences(_mean_ap(entries, variant), _mean_ap(entries, reference))
-    return [*cells, "" if variant == reference else _cell(differences, sign=True)]
+    p_value = paired_p_value(differences)
+    return [*cells, _cell(differences, sign=True), "-" if p_value is None else f"{p_value:.2g}"]
+
+
+_LATEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "λ": r"$\lambda$", "ρ": r"$\rho$", "–": "--"}
+_LATEX |= {character: "\\" + character for character in "&%$#_{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def _mean_ap(entries: Sequence[Entry], variant: str) -> dict[int, float]:

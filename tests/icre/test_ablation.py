@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from icre import config
-from icre.ablation import TABLES, Spread, paired_differences
+from icre.ablation import TABLES, Spread, paired_differences, paired_p_value
 from icre.losses.objective import Triplet
 
 RECIPES = {
@@ -58,6 +58,13 @@ def test_spread_is_the_sample_standard_deviation() -> None:
     assert Spread.of([0.5]) == Spread(0.5, None)
     with pytest.raises(ValueError, match="no values"):
         Spread.of([])
+
+
+def test_p_value_is_that_of_the_t_distribution() -> None:
+    # mean 2, standard deviation 1, n = 3: t = 2 * sqrt(3); with 2 degrees of freedom p = 1 - t / sqrt(t^2 + 2).
+    t = 2 * 3**0.5
+    assert paired_p_value([1.0, 2.0, 3.0]) == pytest.approx(1 - t / (t**2 + 2) ** 0.5)
+    assert paired_p_value([0.5]) is None and paired_p_value([0.5, 0.5]) is None
 
 
 def test_differences_pair_equal_seeds_and_leave_out_the_others() -> None:
