@@ -24,9 +24,9 @@ pytestmark = [
 
 # A minute each, so those whose parts other tests cover are left to `python -m benchmarks.chaos`: a killed worker
 # (test_main_job), a killed command (a part of "truncated"), a killed raylet (a part of "drained"), an object store that
-# comes back (test_storage) or does not (as a disk that stays full), a disk that is full for a while (test_saver).
-EXIT_CODES = {"hung": [0], "preempted": [143, 0], "truncated": [-9, 0], "drained": [0], "elastic": [0]}
-EXIT_CODES["disk_stays_full"] = [1, 0]
+# comes back (test_storage) or does not (as a disk that stays full), a disk that is full for a while (test_saver), any
+# number of workers (test_distributed), and a worker that hangs.
+EXIT_CODES = {"preempted": [143, 0], "truncated": [-9, 0], "drained": [0], "disk_stays_full": [1, 0]}
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,7 @@ def test_the_run_ends_as_the_undisturbed_one(name: str, disturbed: tuple[Stage, 
         pytest.skip("mounting a small file system is not allowed here")
     outcome: Outcome = chaos.SCENARIOS[name](*disturbed)
     assert outcome.exit_codes == EXIT_CODES[name]
-    assert outcome.weights_off <= outcome.bound[0] < 0.3
-    assert outcome.metrics_off <= outcome.bound[1] < 1
-    assert outcome.bound == (0, 0) or name == "elastic"
+    assert outcome.weights_off == outcome.metrics_off == 0
     assert outcome.said, "whoever started the training was not told"
 
 

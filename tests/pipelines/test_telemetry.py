@@ -56,8 +56,8 @@ def recipe(*overrides: str) -> config.Recipe:
     return config.load_recipe(None, ["name=night", *overrides])
 
 
-def new_run(folder: Path, asked: config.Recipe) -> Run:
-    run = Run(Storage(folder / "runs" / "night-1"))
+def new_run(folder: Path, asked: config.Recipe, name: str = "night-1") -> Run:
+    run = Run(Storage(folder / "runs" / name))
     (run.location / "config.yaml").write_text(asked.to_yaml())
     (run.location / "manifest.json").write_json({"code": {"commit": "c0ffee"}, "data": {"hash": "abc"}})
     return run
@@ -386,13 +386,15 @@ WANTED = {
     ("icre_validation_map_ratio", ""): 0.25,
 }
 CHECKPOINT_TIME = "icre_train_last_checkpoint_timestamp_seconds"
+LIVE_RUN = "night-2"
+"""The other tests, too, report to the agent when a Ray is open: this run is no other's."""
 
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[float]:
     """A worker that trains, in a manner of speaking; nothing happens there since the Unix time that is given."""
     asked = recipe()
-    run = new_run(tmp_path_factory.mktemp("storage"), asked)
+    run = new_run(tmp_path_factory.mktemp("storage"), asked, LIVE_RUN)
 
     @ray.remote(num_cpus=0.1)
     class Worker:  # here, so that it is sent whole: workers cannot import tests
@@ -430,7 +432,7 @@ def scraped(discovery: Path) -> dict[str, Any]:
     for group in json.loads(discovery.read_text()):
         for target in group["targets"]:
             for family in text_string_to_metric_families(fetch(f"http://{target}/metrics")):
-                family.samples = [sample for sample in family.samples if sample.labels.get("run") == "night-1"]
+                family.samples = [sample for sample in family.samples if sample.labels.get("run") == LIVE_RUN]
                 if family.name.startswith("ray_icre_") and family.samples:
                     found[family.name] = family
     return found
@@ -456,11 +458,13 @@ def test_prometheus_finds_the_worker_through_rays_discovery_file(
 
     # A worker reports to its agent every 10 s: the first scrape may see only some terms, or those of the step before.
     last = {"loss": 1.5, "id": 1.0, "icg_pull": 0.5}
-    eventually(lambda: last == {found["term"]: value for found, value in ask('ray_icre_train_loss{run="night-1"}')})
-    ((_, age),) = eventually(lambda: ask(f'time() - last_over_time(ray_{CHECKPOINT_TIME}{{run="night-1"}}[1d])'))
+    eventually(
+        lambda: last == {found["term"]: value for found, value in ask(f'ray_icre_train_loss{{run="{LIVE_RUN}"}}')}
+    )
+    ((_, age),) = eventually(lambda: ask(f'time() - last_over_time(ray_{CHECKPOINT_TIME}{{run="{LIVE_RUN}"}}[1d])'))
     assert age == pytest.approx(time.time() - trained, abs=5)
-    restarts = eventually(lambda: ask('max by (run) (ray_icre_train_restarts_total{run="night-1"})'))
-    assert restarts == [({"run": "night-1"}, 2.0)]
+    restarts = eventually(lambda: ask(f'max by (run) (ray_icre_train_restarts_total{{run="{LIVE_RUN}"}})'))
+    assert restarts == [({"run": LIVE_RUN}, 2.0)]
 
 
 def test_live_metrics_are_on_the_nodes_agent_and_stay_there_without_news(trained: float, discovery: Path) -> None:
