@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.reporting.metric_table import Evaluation, markdown_line, model_name, percent, words
+from pipelines.reporting.metric_table import Evaluation, markdown_line, model_name, percent, protocol_name, words
 
 MEANING = (
     "Rank-1 / mAP in percent of the queries of one camera (rows) in the gallery of one camera alone (columns), "

@@ -117,7 +117,7 @@ def describe_protocol(evaluation: Evaluation, *, leave_out: Collection[str] = ()
     return (
         f"Protocol {protocol['name']}: {choices}. "
         f"Data {data['name']}, {data['split']} split: {data['images']} images of {data['identities']} "
-        f"identities, hash {str(data['hash'])[:12]}. {_describe_queries(evaluation)}"
+        f"identities, hash {str(data['hash'])[:12]}. {_describe_queries(evaluation)}{_differences(data)}"
     )
 
 
@@ -145,6 +145,11 @@ def _markdown(group: Sequence[Evaluation]) -> str:
 def markdown_line(cells: Sequence[str]) -> str:
     """One line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _differences(data: Mapping[str, Any]) -> str:
+    found = data.get("differences")
+    return f" Not the published numbers of images: {'; '.join(found)}." if found else ""
 
 
 def _order(evaluation: Evaluation) -> tuple[bool, bool, int]:

@@ -430,7 +430,7 @@ def test_camera_pairs_are_a_table_in_the_order_of_their_numbers() -> None:
     assert head == ["query camera", "gallery 1", "gallery 10"]
     assert rows == [["3", "–", "61.2 / 40.0"], ["6", "61.2 / 40.0", "61.2 / 40.0"]]
     markdown = camera_tables_markdown(found)
-    assert "| 3 | – | 61.2 / 40.0 |" in markdown and "infrared to visible, best (step 360):" in markdown
+    assert "| 3 | – | 61.2 / 40.0 |" in markdown and "infrared to visible, best (step 360), folder:" in markdown
     for scores in found["directions"].values():
         scores["camera_pairs"] = scores["camera_pairs"][:1]
     assert camera_tables_markdown(found) == ""
