@@ -32,7 +32,8 @@ def camera_tables_markdown(evaluation: Evaluation) -> str:
                 markdown_line(["---", *["---:"] * (len(head) - 1)]),
                 *map(markdown_line, rows),
             ]
-            tables.append(f"{words(direction)}, {model_name(evaluation)}:\n\n" + "\n".join(lines))
+            title = f"{words(direction)}, {model_name(evaluation)}, {protocol_name(evaluation)}:"
+            tables.append(f"{title}\n\n" + "\n".join(lines))
     return "\n\n".join([*tables, MEANING]) if tables else ""
 
 
