@@ -93,15 +93,20 @@ def _pictures(run: Run, others: Sequence[Run], data: PreparedData) -> list[Pictu
     """Of the network before training and of every run's best checkpoint, as far as they were evaluated on ``data``."""
     wanted = [(run, UNTRAINED, UNTRAINED), (run, BEST, run.name if others else BEST)]
     wanted += [(other, BEST, other.name) for other in others]
-    models = [model for each in wanted if (model := _model(*each, data)) is not None]
-    return pictures(models, Examples(data, run.recipe))
+    examples = Examples(data, run.recipe)
+    models = [model for each in wanted if (model := _model(*each, examples)) is not None]
+    return pictures(models, examples)
 
 
-def _model(run: Run, checkpoint: str, label: str, data: PreparedData) -> Model | None:
+def _model(run: Run, checkpoint: str, label: str, examples: Examples) -> Model | None:
     if checkpoint != UNTRAINED and run.reference(checkpoint) is None:
         return None
+    size, shown = ((r.data.height, r.data.width) for r in (run.recipe, examples.recipe))
+    if size != shown:
+        say(f"report: no pictures of {run.name}: it takes images of {size}, and those shown are {shown}")
+        return None
     network, described = load_network(run.location.url, checkpoint)
-    features = kept_features(run, described["sha256"] or model_hash(network), data, SPLIT, run.recipe)
+    features = kept_features(run, described["sha256"] or model_hash(network), examples.data, SPLIT, run.recipe)
     if features is None:
         command = f"icre evaluate --run {run.name} --checkpoint {checkpoint}"
         say(f"report: no pictures of {checkpoint} of {run.name} before `{command}`")
