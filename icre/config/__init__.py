@@ -1,0 +1,51 @@
+"""The recipe: one typed, validated description of a data set, a network, its training and its evaluation.
+
+A recipe comes from a YAML file and dotted overrides (``train.epochs=20``). Unknown keys are refused with the
+closest known one, and every error is reported at once.
+"""
+
+from icre.config.reading import differences, json_schema, load_recipe, override, parse_recipe
+from icre.config.recipe import Recipe
+from icre.config.sections import (
+    FOLDER_CHOICES,
+    Augmentation,
+    Batch,
+    Checkpoints,
+    Component,
+    Compute,
+    Evaluation,
+    Icg,
+    Model,
+    Optimizer,
+    OptimizerName,
+    Precision,
+    ProtocolName,
+    Schedule,
+    Section,
+    Train,
+)
+
+__all__ = [
+    "FOLDER_CHOICES",
+    "Augmentation",
+    "Batch",
+    "Checkpoints",
+    "Component",
+    "Compute",
+    "Evaluation",
+    "Icg",
+    "Model",
+    "Optimizer",
+    "OptimizerName",
+    "Precision",
+    "ProtocolName",
+    "Recipe",
+    "Schedule",
+    "Section",
+    "Train",
+    "differences",
+    "json_schema",
+    "load_recipe",
+    "override",
+    "parse_recipe",
+]

@@ -1,0 +1,164 @@
+"""From YAML and overrides to a recipe, or to every problem found at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from icre.config.recipe import Recipe
+from icre.errors import ConfigError
+
+
+def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply overrides such as ``train.epochs=20`` (values are YAML).
+
+    Raises ConfigError with every problem found, not only the first.
+    """
+    values = _read_yaml(Path(path)) if path is not None else {}
+    return _overridden(values, overrides, where=str(path) if path is not None else "the defaults")
+
+
+def override(recipe: Recipe, overrides: Sequence[str], *, where: str) -> Recipe:
+    """``recipe`` with single keys changed, in the form of :func:`load_recipe`; ``where`` names its origin."""
+    return _overridden(recipe.to_dict(), overrides, where=where)
+
+
+def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys in which two recipes differ, each with both values."""
+    flat = [dict(_leaves(recipe.to_dict())) for recipe in (one, other)]
+    keys = flat[0].keys() | flat[1].keys()
+    return {key: (flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)}
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _overridden(values: dict[str, Any], overrides: Sequence[str], *, where: str) -> Recipe:
+    problems: list[str] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            problems.append(f"override {text!r}: the form is key.sub=value")
+            continue
+        problem = _assign(values, key.strip().split("."), value)
+        problems += [problem] if problem else []
+    return parse_recipe(values, where=where, problems=problems)
+
+
+def parse_recipe(values: Mapping[str, Any], *, where: str, problems: Sequence[str] = ()) -> Recipe:
+    """Validate plain values; ``where`` names their origin in the error."""
+    found = list(problems)
+    recipe = Recipe()
+    try:
+        remaining: Any = json.loads(json.dumps(values, default=str))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the recipe from {where}: {error}", hint="keys are words; no value holds itself") from error
+    while True:
+        try:
+            recipe = Recipe.model_validate(remaining)
+            break
+        except ValidationError as error:
+            found += [_explain(detail) for detail in error.errors()]
+            # Rules between fields are only checked once every field is valid by itself, so what was refused
+            # is taken out and the rest is checked again: the user reads all problems at once.
+            locations = [detail["loc"] for detail in error.errors() if detail["loc"]]
+            if not locations:
+                break
+            for location in locations:
+                _prune(remaining, location)
+    if found:
+        lines = [f"  - {line}" for problem in found for line in problem.split("\n")]
+        raise ConfigError(
+            "\n".join([f"{len(lines)} problem(s) in the recipe from {where}:", *lines]),
+            hint="`icre config schema` lists every key with its meaning, type and default",
+        )
+    return recipe
+
+
+def json_schema() -> str:
+    """JSON Schema of the recipe, for editors and for reading."""
+    return json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"did you mean {near[0]}?" if near else "recipes that ship with the project are in configs/"
+        raise ConfigError(f"recipe {path}: no such file", hint=hint) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"recipe {path}: not readable as YAML: {error}", hint="check its syntax") from error
+    if not isinstance(values or {}, dict):
+        raise ConfigError(
+            f"recipe {path}: the top level is a {type(values).__name__}, not a mapping",
+            hint="write sections such as `train:` with indented keys under them",
+        )
+    return dict(values or {})
+
+
+def _assign(values: dict[str, Any], path: list[str], text: str) -> str | None:
+    """Set ``values[path]`` in place (copying on the way); the problem in words, or None."""
+    key = ".".join(path)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"{key}={text}: the value is not YAML; quote it"
+    node = values
+    for part in path[:-1]:
+        child = node.get(part)
+        if child is not None and not isinstance(child, dict):
+            return f"{key}={text}: {part} is a value ({child!r}), not a section"
+        node[part] = dict(child or {})
+        node = node[part]
+    node[path[-1]] = value
+    return None
+
+
+def _prune(values: Any, location: Sequence[str | int]) -> None:
+    """Remove the value at ``location``; items of a list go with the whole list.
+
+    Where a key has several types, ``location`` goes on behind its value with the name of the type that was tried.
+    """
+    node = values
+    for part, following in zip(location, [*location[1:], None], strict=True):
+        if part not in node:
+            return
+        if not isinstance(node[part], dict) or following not in node[part]:
+            del node[part]
+            return
+        node = node[part]
+
+
+def _explain(detail: Any) -> str:
+    """One pydantic error as "key=value: the rule"."""
+    location = [part for part in detail["loc"] if part != "function-after"]
+    key = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at([str(part) for part in location[:-1]])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    rule = str(detail["msg"]).removeprefix("Input ")
+    return f"{key}={detail['input']!r}: {rule}"
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    node: type[BaseModel] = Recipe
+    for part in path:
+        annotation = node.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        node = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(node.model_fields)
