@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from icre import config, figures
 from icre.ablation import TABLES, Variant
-from icre.errors import ConfigError, TrainingError
+from icre.errors import ConfigError
 from pipelines import prepare, runs, series, synthesize
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.data.prepared import PreparedData, open_data
@@ -20,6 +21,9 @@ from pipelines.reporting.ablation_table import METRICS, Entry, ablation_table_la
 from pipelines.reporting.plates import PRINTED
 from pipelines.runs import Run
 from pipelines.storage import Storage
+from pipelines.tuning import engine
+from pipelines.tuning import trial as tuning
+from pipelines.tuning.trial import Sweep
 
 Table = Annotated[str, typer.Option("--table", help=f"One of {', '.join(TABLES)}.")]
 Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds of each variant: the recipe's, and those after it.")]
@@ -63,7 +67,7 @@ def command(
         return
     if recipe.data.synthetic is not None:
         synthesize.run(recipe)
-    with series.session_for(recipe, folder):
+    with series.session_for(recipe, folder, at_once=engine.local_room(recipe)):
         data = prepare.run(recipe) if recipe.data.root is not None else open_data(recipe)
         markdown = run(trials, data, folder)
     print(f"\n{markdown}\n\n{(folder / 'table.md').url}")
@@ -104,20 +108,50 @@ def run(trials: Sequence[Trial], data: PreparedData, folder: Storage) -> str:
     """Run ``trials`` inside an open Ray session; the table, written anew after each of them."""
     for trial in trials:
         series.check_reusable(trial.run, trial.recipe, data)
+    sweep = _sweep_of(trials, folder)
+    concurrent = engine.room(sweep.base)
     entries: list[Entry] = []
     markdown = ""
-    for number, trial in enumerate(trials, start=1):
-        say(f"ablate: {number} of {len(trials)}: {trial.variant.name}, seed {trial.recipe.seed}")
-        entries.append(_entry(trial))
+    for numbers in _whole_seeds(trials, concurrent):
+        unfinished = [number for number in numbers if trials[number].run.state != "finished"]
+        for number in unfinished:
+            if trials[number].run.state == "failed":
+                trials[number].run.write_status("stopped", error="to be tried again")
+        say(f"ablate: trainings {numbers[0] + 1} to {numbers[-1] + 1} of {len(trials)}, {len(unfinished)} unfinished")
+        if unfinished:
+            engine.run_trials(sweep, unfinished, concurrent=concurrent)
+        entries += [_entry(trials[number]) for number in numbers]
         markdown = ablation_table_markdown(entries)
-        (folder / "results.json").write_json([entry.to_dict() for entry in entries])
-        (folder / "table.md").write_text(markdown + "\n")
-        (folder / "table.tex").write_text(ablation_table_latex(entries))
-        for kind in PRINTED if trial.variant.value is not None else ():
-            (folder / f"sweep.{kind}").write_bytes(
-                figures.encode(figures.sweep_curves([_sweep(trials, entries)]), kind)
-            )
+        _write(folder, markdown, trials, entries)
     return markdown
+
+
+def _write(folder: Storage, markdown: str, trials: Sequence[Trial], entries: Sequence[Entry]) -> None:
+    (folder / "results.json").write_json([entry.to_dict() for entry in entries])
+    (folder / "table.md").write_text(markdown + "\n")
+    (folder / "table.tex").write_text(ablation_table_latex(entries))
+    if trials[0].variant.value is not None:
+        figure = figures.sweep_curves([_sweep(trials, entries)])
+        for kind in PRINTED:
+            (folder / f"sweep.{kind}").write_bytes(figures.encode(figure, kind))
+
+
+def _sweep_of(trials: Sequence[Trial], folder: Storage) -> Sweep:
+    """The trainings in the words of the engine that `icre tune` runs on, too."""
+    own = trials[0].recipe
+    base = own.model_copy(update={"tune": config.Tune(method="grid", concurrent=own.tune.concurrent)})
+    listed = tuple(
+        tuning.Trial(trial.run.name, trial.recipe.to_dict(), {"variant": trial.variant.name}) for trial in trials
+    )
+    return Sweep(folder.name, folder.url, base.to_dict(), (Path(sys.argv[0]).name, *sys.argv[1:]), listed)
+
+
+def _whole_seeds(trials: Sequence[Trial], concurrent: int) -> list[list[int]]:
+    """Numbers of the trials, in parts of whole seeds that keep the cluster busy: a table is written after each."""
+    seeds = sorted({trial.recipe.seed for trial in trials})
+    each = -(-concurrent * len(seeds) // len(trials))
+    parts = [set(seeds[start : start + each]) for start in range(0, len(seeds), each)]
+    return [[number for number, trial in enumerate(trials) if trial.recipe.seed in part] for part in parts]
 
 
 def _sweep(trials: Sequence[Trial], entries: Sequence[Entry]) -> figures.Sweep:
@@ -138,11 +172,10 @@ def _sweep(trials: Sequence[Trial], entries: Sequence[Entry]) -> figures.Sweep:
 def _entry(trial: Trial) -> Entry:
     """One trial's result; a training that failed is an entry that says why, and the others go on."""
     variant, seed, name = trial.variant.name, trial.recipe.seed, trial.run.name
-    try:
-        return Entry(variant, seed, name, result=series.result_of(trial.run, trial.recipe))
-    except TrainingError as error:
-        say(f"ablate: {name} failed: {error.message}")
-        return Entry(variant, seed, name, failure=error.message)
+    if trial.run.state == "finished":
+        return Entry(variant, seed, name, result=series.evaluation_of(trial.run, trial.recipe))
+    status = (trial.run.location / "status.json").read_json() if trial.run.state else {}
+    return Entry(variant, seed, name, failure=str(status.get("error", "it could not be started")).split("\n")[0])
 
 
 def _variants(table: str, only: Sequence[str]) -> list[Variant]:

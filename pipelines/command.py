@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from icre.errors import IcreError
 
@@ -25,10 +26,22 @@ DryRun = Annotated[
 RunName = Annotated[str, typer.Option("--run", help="Name of a run in <storage>/runs; latest: the newest.")]
 
 
-def new_app() -> typer.Typer:
+class RunByDefault(TyperGroup):
+    """Subcommands of which ``run`` needs no name: ``icre tune key=value`` is ``icre tune run key=value``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put ``run`` in front of anything that is neither a subcommand nor a call for help."""
+        return super().parse_args(ctx, args if args and args[0] in (*self.commands, "--help") else ["run", *args])
+
+
+def new_app(cls: type[TyperGroup] | None = None) -> typer.Typer:
     """A Typer application with plain tracebacks and without shell completion options."""
     return typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None
+        cls=cls,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        no_args_is_help=cls is not RunByDefault,
+        rich_markup_mode=None,
     )
 
 

@@ -16,7 +16,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -160,8 +160,13 @@ def runs(storage: Storage) -> Storage:
     return storage / "runs"
 
 
-def create_run(recipe: config.Recipe, name: str | None, data: PreparedData) -> Run:
-    """A new run folder with config.yaml and manifest.json. Raises UserError when the name is taken."""
+def create_run(
+    recipe: config.Recipe, name: str | None, data: PreparedData, *, lineage: Mapping[str, Any] | None = None
+) -> Run:
+    """A new run folder with config.yaml and manifest.json. Raises UserError when the name is taken.
+
+    lineage: further entries of the manifest; its ``parents`` are added to the data set's.
+    """
     name = name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     run = Run(runs(Storage(recipe.storage)) / name)
     if (run.location / "manifest.json").exists():
@@ -170,7 +175,9 @@ def create_run(recipe: config.Recipe, name: str | None, data: PreparedData) -> R
             hint="give another --run name, or leave it out for one made of the date and time",
         )
     (run.location / "config.yaml").write_text(recipe.to_yaml())
-    (run.location / "manifest.json").write_json(provenance(recipe, data) | {"run": name})
+    own, further = provenance(recipe, data), dict(lineage or {})
+    parents = [*own["parents"], *further.pop("parents", [])]
+    (run.location / "manifest.json").write_json(own | further | {"run": name, "parents": parents})
     return run
 
 

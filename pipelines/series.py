@@ -20,9 +20,10 @@ CHECKPOINT = "best"
 
 
 @contextmanager
-def session_for(recipe: config.Recipe, folder: Storage) -> Iterator[None]:
-    """A Ray session that can train and evaluate ``recipe``; its logs end up in ``folder``/logs."""
-    demand = max(Demand.of_training(recipe.train), Demand.of_embedding(recipe.evaluation))
+def session_for(recipe: config.Recipe, folder: Storage, *, at_once: int = 1) -> Iterator[None]:
+    """A Ray session that can train ``recipe`` ``at_once`` times and evaluate it; its logs end in ``folder``/logs."""
+    training = Demand(at_once * Demand.of_training(recipe.train).cpus)
+    demand = max(training, Demand.of_embedding(recipe.evaluation))
     with ray_session_for(folder, demand):
         yield
 
@@ -43,6 +44,11 @@ def result_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
         launch.start(recipe, run.name)
     if run.state != "finished":
         execution.execute(run)
+    return evaluation_of(run, recipe)
+
+
+def evaluation_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
+    """What ``icre evaluate`` says of the run's best checkpoint, as it said before if that is still the best."""
     path = evaluate.result_path(run, CHECKPOINT, recipe)
     if path.exists():
         written: dict[str, Any] = path.read_json()

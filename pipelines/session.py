@@ -84,7 +84,9 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
             yield
         finally:
             folder = Path(session.address_info["session_dir"]) / "logs"
-            ray.shutdown()
+            # What Ray held back because it had said the like before, it says now, and in this thread.
+            with (logs / "driver.out").open("a") as file, contextlib.redirect_stdout(file):
+                ray.shutdown()
             if not attached:
                 _copy_logs(folder, logs / "ray")
 

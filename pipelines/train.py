@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from icre import config
+from icre.errors import DataError, UserError
 from pipelines import runs
 from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
 from pipelines.data.prepared import open_data
@@ -14,6 +18,7 @@ from pipelines.prepare import describe_counts
 from pipelines.session import Demand, ray_session_for
 from pipelines.storage import Storage
 from pipelines.training.execution import execute
+from pipelines.training.fork import fork
 from pipelines.training.launch import start, steps_per_epoch
 from pipelines.training.resumption import describe_resumption, to_resume
 
@@ -25,6 +30,15 @@ Resume = Annotated[
         "Or the name of the run that goes on, by its own recipe.",
     ),
 ]
+FromTrial = Annotated[
+    str | None,
+    typer.Option(
+        "--from-trial",
+        metavar="RUN",
+        help="Train by the recipe of this run, such as a sweep's trial, from where it started: on the same hardware to "
+        "the last digit. Overrides change it.",
+    ),
+]
 NewRun = Annotated[str | None, typer.Option("--run", help="Name of the new run. None: <name>-<date>-<time>.")]
 
 
@@ -34,9 +48,13 @@ def command(
     dry_run: DryRun = False,
     run: NewRun = None,
     resume: Resume = "never",
+    from_trial: FromTrial = None,
 ) -> None:
     """Train on a prepared data set; checkpoints and metrics land in the run folder."""
     recipe = config.load_recipe(config_file, overrides or [])
+    if from_trial is not None:
+        repeat(recipe, config_file, overrides or [], from_trial, run, resume, dry_run=dry_run)
+        return
     unfinished = to_resume(recipe, run, resume, overrides or [])
     if dry_run:
         print(plan(recipe, run) if unfinished is None else describe_resumption(unfinished))
@@ -46,10 +64,57 @@ def command(
     else:
         started = unfinished
         say(describe_resumption(started))
-    recipe = started.recipe
-    with ray_session_for(started.location, Demand.of_training(recipe.train)):
+    _train(started)
+
+
+def repeat(
+    asked: config.Recipe,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    trial: str,
+    name: str | None,
+    resume: str,
+    *,
+    dry_run: bool,
+) -> None:
+    """Train once more what the run ``trial`` was trained by. Raises UserError for options that say otherwise."""
+    if config_file is not None or resume != "never":
+        raise UserError(
+            f"--from-trial {trial} with --config or --resume: the run has its recipe, and the new one starts as it did",
+            hint="leave them out; single keys can be changed: key.sub=value",
+        )
+    source = runs.open_run(Storage(asked.storage), trial)
+    recipe = config.override(source.recipe, [*overrides, f"storage={asked.storage}"], where=f"run {trial}")
+    if open_data(recipe).hash != source.manifest["data"]["hash"]:
+        raise DataError(
+            f"run {trial} was trained on other images than {open_data(recipe).location.url} has now",
+            hint="prepare the images that it was trained on under another data.name, and name that",
+        )
+    for difference in differing_software(source.manifest):
+        say(f"warning: {difference}: the last digits may differ")
+    if dry_run:
+        print(plan(recipe, name))
+        return
+    forked = source.manifest.get("fork")
+    lineage = {"repeats": source.name, "parents": [source.location.url]}
+    if forked is None:
+        _train(start(recipe, name, lineage=lineage))
+        return
+    parent = runs.open_run(Storage(asked.storage), forked["run"])
+    _train(fork(parent, recipe, name or f"{source.name}-again", step=forked["step"], lineage=lineage, exact=True))
+
+
+def differing_software(manifest: Mapping[str, Any]) -> list[str]:
+    """Packages, processor and GPUs that are not those of the run with this manifest, in words."""
+    here = {"torch": metadata.version("torch"), **runs.hardware()}
+    there = {"torch": manifest["packages"]["torch"], **manifest["hardware"]}
+    return [f"{key} is {here[key]!r}, it was {there[key]!r}" for key in here if here[key] != there.get(key)]
+
+
+def _train(started: runs.Run) -> None:
+    with ray_session_for(started.location, Demand.of_training(started.recipe.train)):
         execute(started)
-    say(f"train: finished; next: icre evaluate --run {started.name} storage={recipe.storage}")
+    say(f"train: finished; next: icre evaluate --run {started.name} storage={started.recipe.storage}")
     print(started.location.url)
 
 

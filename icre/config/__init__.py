@@ -4,8 +4,9 @@ A recipe comes from a YAML file and dotted overrides (``train.epochs=20``). Unkn
 closest known one, and every error is reported at once.
 """
 
-from icre.config.reading import differences, json_schema, load_recipe, override, parse_recipe
+from icre.config.reading import differences, json_schema, load_recipe, override, parse_recipe, problems_of_value
 from icre.config.recipe import Recipe
+from icre.config.retraining import Retrain
 from icre.config.sections import (
     FOLDER_CHOICES,
     Augmentation,
@@ -24,6 +25,7 @@ from icre.config.sections import (
     Section,
     Train,
 )
+from icre.config.tuning import Interval, Tune
 
 __all__ = [
     "FOLDER_CHOICES",
@@ -34,18 +36,22 @@ __all__ = [
     "Compute",
     "Evaluation",
     "Icg",
+    "Interval",
     "Model",
     "Optimizer",
     "OptimizerName",
     "Precision",
     "ProtocolName",
     "Recipe",
+    "Retrain",
     "Schedule",
     "Section",
     "Train",
+    "Tune",
     "differences",
     "json_schema",
     "load_recipe",
     "override",
     "parse_recipe",
+    "problems_of_value",
 ]

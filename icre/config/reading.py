@@ -86,6 +86,20 @@ def parse_recipe(values: Mapping[str, Any], *, where: str, problems: Sequence[st
     return recipe
 
 
+def problems_of_value(recipe: Recipe, key: str, value: Any) -> list[str]:
+    """Why a dotted ``key`` of ``recipe`` cannot be ``value``, whatever the other keys are; empty when it can."""
+    values = recipe.to_dict()
+    problem = _assign(values, key.split("."), json.dumps(value))
+    if problem is not None:
+        return [problem]
+    try:
+        Recipe.model_validate(values)
+    except ValidationError as error:
+        # A rule between keys has no location.
+        return [_explain(detail) for detail in error.errors() if detail["loc"]]
+    return []
+
+
 def json_schema() -> str:
     """JSON Schema of the recipe, for editors and for reading."""
     return json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False)
@@ -158,7 +172,13 @@ def _explain(detail: Any) -> str:
 def _fields_at(path: Sequence[str]) -> list[str]:
     node: type[BaseModel] = Recipe
     for part in path:
-        annotation = node.model_fields[part].annotation
-        candidates = [annotation, *get_args(annotation)]
-        node = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        # Below a mapping, such as tune.space, keys are the user's, and the next level is found by its type's name.
+        annotation = node.model_fields[part].annotation if part in node.model_fields else node
+        node = next((c for c in _types_in(annotation) if isinstance(c, type) and issubclass(c, BaseModel)), node)
     return list(node.model_fields)
+
+
+def _types_in(annotation: Any) -> Iterable[Any]:
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _types_in(inner)

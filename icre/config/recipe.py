@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import Field, model_validator
 
+from icre.config.retraining import Retrain
 from icre.config.sections import (
     FOLDER_CHOICES,
     Augmentation,
@@ -26,6 +27,7 @@ from icre.config.sections import (
     Telemetry,
     Train,
 )
+from icre.config.tuning import Tune
 
 
 class Recipe(Section):
@@ -51,6 +53,8 @@ class Recipe(Section):
     compute: Compute = Compute()
     evaluation: Evaluation = Evaluation()
     telemetry: Telemetry = Telemetry()
+    retrain: Retrain = Retrain()
+    tune: Tune = Tune()
 
     @model_validator(mode="after")
     def _cross_field_rules(self) -> Recipe:
@@ -129,6 +133,7 @@ class Recipe(Section):
             self.schedule.warmup_epochs <= t.epochs,
             f"schedule.warmup_epochs={self.schedule.warmup_epochs} is longer than train.epochs={t.epochs}",
         )
+        yield from ((False, problem) for problem in self.tune.problems())
 
     def has(self, component: Component) -> bool:
         """Whether ``component`` is on."""

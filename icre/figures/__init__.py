@@ -7,6 +7,7 @@ from icre.figures.contact_sheet import ContactRow, Tile, contact_sheet
 from icre.figures.distances import Distances, distance_histograms
 from icre.figures.heat import Heated, heat_rows
 from icre.figures.masks import Masked, mask_overlays
+from icre.figures.parallel import Line, parallel_coordinates
 from icre.figures.ranking import RankedList, Shown, ranked_list
 from icre.figures.scatter import Scatter, feature_scatter
 from icre.figures.style import encode
@@ -18,6 +19,7 @@ __all__ = [
     "ContactRow",
     "Distances",
     "Heated",
+    "Line",
     "Masked",
     "RankedList",
     "Scatter",
@@ -32,6 +34,7 @@ __all__ = [
     "feature_scatter",
     "heat_rows",
     "mask_overlays",
+    "parallel_coordinates",
     "ranked_list",
     "sweep_curves",
     "training_comparison",

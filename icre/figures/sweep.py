@@ -32,31 +32,31 @@ class Sweep:
 
 
 @style.styled
-def sweep_curves(sweeps: Sequence[Sweep]) -> Figure:
+def sweep_curves(sweeps: Sequence[Sweep], *, split: str = "test") -> Figure:
     """One panel for each hyper-parameter: mean over the seeds in percent, bars of one sample standard deviation.
 
     Values are spaced evenly in ascending order, for they often crowd at one end. The chosen one has a grey band. A
-    value with one seed has no bar, one without results is left out.
+    value with one seed has no bar, one without results is left out. split: whose metrics they are, for the axis.
     """
     figure, panels = style.panels(max(1, len(sweeps)), width_in=style.PAGE_IN, height_in=2.5, columns=2)
     if not sweeps:
         style.say(panels[0], "nothing swept yet")
         return figure
     for axes, sweep in zip(panels, sweeps, strict=True):
-        _panel(axes, sweep)
+        _panel(axes, sweep, split)
     handles = {str(bars.get_label()): bars for axes in panels for bars in axes.containers}
     if handles:
         figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=len(handles))
     return figure
 
 
-def _panel(axes: Axes, sweep: Sweep) -> None:
+def _panel(axes: Axes, sweep: Sweep, split: str) -> None:
     values = sorted(value for value, reached in sweep.points.items() if any(reached.values()))
     axes.set_xlabel(style.fitted(sweep.name, style.PAGE_IN / 2 - 0.5, size=7.5), parse_math=False)
     if not values:
         style.say(axes, "nothing swept yet")
         return
-    axes.set_ylabel("%")
+    axes.set_ylabel(f"% ({split})")
     axes.set(xlim=(-0.5, len(values) - 0.5), xticks=range(len(values)))
     axes.set_xticklabels([f"{value:g}" for value in values])
     if sweep.chosen in values:

@@ -110,8 +110,11 @@ def load_network(network: nn.Module, folder: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Load the optimiser's state."""
+    """Load what the optimiser has gathered; rates and penalties stay the optimiser's own, as its recipe has them."""
+    own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"))
+    for group, values in zip(optimizer.param_groups, own, strict=True):
+        group.update(values)
     # Fused kernels walk through memory and never look at strides: a momentum in another layout than its parameter's
     # (compute.channels_last was changed) would be added to the wrong weights.
     for parameter, state in optimizer.state.items():

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import ray
@@ -21,12 +21,15 @@ from pipelines.data.prepared import open_data
 from pipelines.runs import Run, warned_of
 from pipelines.telemetry.prometheus import write_summary
 from pipelines.training.launch import steps_per_epoch
-from pipelines.training.progress import board_here, follow
+from pipelines.training.progress import board_here, follow, heard
 from pipelines.training.trainer import Job, train_worker
 
 
-def execute(run: Run) -> None:
-    """Train ``run`` inside an open Ray session. Raises TrainingError when the workers fail for good."""
+def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Train ``run`` inside an open Ray session. Raises TrainingError when the workers fail for good.
+
+    listen: called with the line of each validation, from a thread of its own.
+    """
     recipe = run.recipe
     data = open_data(recipe)
     run.write_status("running")
@@ -40,7 +43,7 @@ def execute(run: Run) -> None:
     )
     started = time.monotonic()
     try:
-        with follow(board, "train"), _stopping_on_sigterm(board):
+        with follow(board, "train"), heard(board, listen), _stopping_on_sigterm(board):
             _trainer(recipe, run, job).fit()
             failure = cast(IcreError | None, ray.get(board.ended.remote()))
     except TrainingFailedError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from icre import config
 from icre.data.plan import plan_epoch
@@ -17,8 +19,11 @@ from pipelines.runs import Run
 from pipelines.storage import Storage
 
 
-def start(recipe: config.Recipe, name: str | None) -> Run:
-    """Check everything that can be checked without a worker, then create the run folder."""
+def start(recipe: config.Recipe, name: str | None, *, lineage: Mapping[str, Any] | None = None) -> Run:
+    """Check everything that can be checked without a worker, then create the run folder.
+
+    lineage: what the run's manifest says beside the usual, such as the sweep that it is a part of.
+    """
     recipe = as_started(recipe)
     data = open_data(recipe)
     _check_size(recipe, data)
@@ -26,7 +31,7 @@ def start(recipe: config.Recipe, name: str | None) -> Run:
     # Building the network here finds a weights file that does not fit before anything is written.
     initial_network(recipe, classes=len(data.classes))
     runs.runs(Storage(recipe.storage)).check_writable()
-    run = runs.create_run(recipe, name, data)
+    run = runs.create_run(recipe, name, data, lineage=lineage)
     say(f"train: run {run.name}, its recipe:\n{textwrap.indent(recipe.to_yaml(), '  ')}")
     return run
 
@@ -41,6 +46,7 @@ def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
 
 def as_started(recipe: config.Recipe) -> config.Recipe:
     """The recipe that a run keeps: a relative path is relative to here, and workers have folders of their own."""
+    recipe = recipe.model_copy(update={"tune": config.Tune()})  # how others are compared with it is no part of a run
     weights = recipe.model.weights
     if weights is None or "://" in weights:
         return recipe

@@ -38,6 +38,7 @@ class Board:
         self.posted: float | None = None
         self.restarts: list[dict[str, Any]] = []
         self.notes: list[str] = []
+        self.validations: list[dict[str, Any]] = []
         self.has_started = self.stopping = False
         self.outcome: IcreError | None = None
 
@@ -51,6 +52,14 @@ class Board:
     def note(self, text: str) -> None:
         """Something that whoever started the training should read now."""
         self.notes.append(text)
+
+    def validated(self, row: dict[str, Any]) -> None:
+        """A validation's line of metrics.jsonl, whose checkpoint is durable."""
+        self.validations.append(row)
+
+    def validations_after(self, count: int) -> list[dict[str, Any]]:
+        """All validations but the first ``count``; one that was repeated after a restart counts again."""
+        return self.validations[count:]
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
         """The state that was posted last, empty before the first; and all notes."""
@@ -124,6 +133,34 @@ class Rate:
             self.since = time.monotonic()
             return None
         return (self.total - step) * (time.monotonic() - self.since) / (step - self.first)
+
+
+@contextlib.contextmanager
+def heard(board: ActorHandle[Any], listen: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+    """Call ``listen`` with each validation once it is durable, from a thread; with the last before the body ends."""
+    if listen is None:
+        yield
+        return
+    done = threading.Event()
+
+    def pass_on() -> None:
+        count = 0
+        while True:
+            ended = done.wait(POLL_INTERVAL_S)
+            rows = cast(Any, ray.get(board.validations_after.remote(count)))
+            for row in rows:
+                listen(row)
+            count += len(rows)
+            if ended:
+                return
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -68,9 +68,9 @@ def _unfinished(recipe: config.Recipe, storage: Storage) -> Run | None:
 
 
 def _differing(run: Run, recipe: config.Recipe) -> set[str]:
-    # Where the storage is, and who is told of the training, is not a setting of it.
+    # Where the storage is, who is told of the training, and what becomes of the network is not a setting of it.
     differing = config.differences(run.recipe, as_started(recipe))
-    return {key for key in differing if key != "storage" and not key.startswith("telemetry.")}
+    return {key for key in differing if key.partition(".")[0] not in ("storage", "telemetry", "tune", "retrain")}
 
 
 def _unfinished_named(recipe: config.Recipe, storage: Storage, name: str) -> Run | None:

@@ -99,19 +99,21 @@ class _Lead:
 
     def __init__(self, worker: Worker, job: Job, telemetry: Telemetry) -> None:
         self.worker = worker
-        self.poster = Poster(job["board"])
+        self.board = job["board"]
+        self.poster = Poster(self.board)
         self.rate = Rate(step=worker.progress.step, total=worker.total_steps)
         self.telemetry = telemetry
         telemetry.restarted(ray.get(job["board"].started.remote(worker.progress.step)))
         self.stalled = 0.0
+        self.unheard: list[dict[str, Any]] = []
         self.saver = Saver(
             worker.run,
             worker.recipe.checkpoints,
             steps_per_epoch=job["steps_per_epoch"],
             done=self._saved,
-            warn=job["board"].note.remote,
+            warn=self.board.note.remote,
         )
-        self.warn = job["board"].note.remote
+        self.warn = self.board.note.remote
         self.looked = time.monotonic()
         self.preemption: Any = None
 
@@ -119,10 +121,11 @@ class _Lead:
         """improved: whether the validation at an epoch's end was the best so far; None inside an epoch."""
         worker = self.worker
         for row in worker.new_rows():
-            if row["kind"] == "step":
+            if row["kind"] in ("step", "skipped"):
                 self.telemetry.step(row)
             elif row["kind"] == "validation":
                 self.telemetry.validation(row)
+                self.unheard.append(row)
         if improved is not None or self.saver.is_due:
             self.save(improved=bool(improved))
         self.poster.post(lambda: worker.state(self.rate.eta_s(worker.progress.step)))
@@ -173,6 +176,10 @@ class _Lead:
 
     def _saved(self, saved: Saved) -> None:
         self.telemetry.checkpoint(seconds=saved.seconds, stall_seconds=self.stalled, step=saved.step)
+        # Whoever hears of a validation may end this training, or take over what it reached: so not before it is kept.
+        for row in [row for row in self.unheard if row["step"] <= saved.step]:
+            self.board.validated.remote(row)
+            self.unheard.remove(row)
 
 
 def _heed_notices(lead: _Lead | None, device: torch.device) -> None:

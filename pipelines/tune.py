@@ -1,0 +1,183 @@
+"""``icre tune``: many trainings over a search space, side by side on a cluster; the best recipe comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import ray
+import typer
+
+from icre import config
+from icre.errors import ConfigError, DataError, StoppedError
+from icre.search import overrides_of
+from pipelines import evaluate, prepare, series, synthesize
+from pipelines.command import ConfigFile, DryRun, Overrides, RunByDefault, new_app, run_app, say
+from pipelines.data.prepared import PreparedData, open_data
+from pipelines.reporting.metric_table import metric_table_markdown
+from pipelines.reporting.sweep_table import sweep_table_markdown
+from pipelines.runs import Run, runs
+from pipelines.storage import Storage
+from pipelines.training.launch import steps_per_epoch
+from pipelines.tuning import engine
+from pipelines.tuning.outcomes import grouped, outcomes_of
+from pipelines.tuning.plan import describe, listed_trials, probe
+from pipelines.tuning.sweep import begin, check_same, open_sweep, runs_of, summarise, sweep_of
+from pipelines.tuning.trial import Sweep
+from pipelines.tuning.watch import STATUS
+
+app = new_app(RunByDefault)
+
+SweepName = Annotated[str | None, typer.Option("--sweep", help="Name of the sweep. None: <name>-<tune.method>.")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Trainings that failed go on from their last checkpoint, too.")
+]
+
+
+@app.command("run")
+def command(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    sweep_name: SweepName = None,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Train every point of tune.space, or those that a searcher chooses; table, pictures and the best recipe.
+
+    The same command goes on with a sweep that was interrupted. The validation identities choose; the test identities
+    are looked at once, by the chosen one.
+    """
+    recipe = config.load_recipe(config_file, overrides or [])
+    fewest, most = recipe.train.worker_range
+    if fewest != most:
+        raise ConfigError(
+            f"train.workers={[fewest, most]} in a sweep: how many trainings fit side by side could not be known",
+            hint="give one number",
+        )
+    name = sweep_name or f"{recipe.name}-{recipe.tune.method}"
+    sweep = sweep_of(recipe, name, listed_trials(recipe, name))
+    if dry_run:
+        _describe(sweep)
+        return
+    if recipe.data.synthetic is not None:
+        synthesize.run(recipe)
+    with series.session_for(recipe, Storage(sweep.location), at_once=engine.local_room(recipe)):
+        data = prepare.run(recipe) if recipe.data.root is not None else open_data(recipe)
+        with _stopping_on_sigterm(sweep):
+            markdown = run(sweep, data, retry_failed=retry_failed)
+    print(f"\n{markdown}\n\n{sweep.location}")
+
+
+@app.command("status")
+def status(
+    name: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of the sweep.")],
+    storage: Annotated[str, typer.Option("--storage", help="As the recipe's.")] = "storage",
+) -> None:
+    """How far a sweep is, while it runs and afterwards; from the run folders, so no cluster is needed."""
+    sweep, definition = open_sweep(Storage(storage), name)
+    outcomes = outcomes_of(sweep)
+    path = Storage(sweep.location) / STATUS
+    if path.exists():
+        last = path.read_json()
+        say(
+            f"tune: last heard of at {last['updated']}: {', '.join(f'{n} {s}' for s, n in last['counts'].items() if n)}"
+        )
+    print(sweep_table_markdown(grouped(outcomes), sweep.base, synthetic=definition["data"]["synthetic"]))
+
+
+def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
+    """Run a sweep inside an open Ray session: its table, and the test metrics of the best as Markdown."""
+    recipe = sweep.base
+    check_same(sweep, data)
+    _check_comparable(sweep, data)
+    begin(sweep, data)
+    if retry_failed:
+        _forgive(sweep)
+    states = {outcome.run: outcome.state for outcome in outcomes_of(sweep)}
+    trials = sweep.trials
+    unfinished = [number for number, trial in enumerate(trials) if states[trial.run] not in ("finished", "failed")]
+    concurrent = engine.room(recipe)
+    planned = len(trials) or recipe.tune.trials
+    left = len(unfinished) if trials else max(0, planned - sum(state == "finished" for state in states.values()))
+    left = 0 if engine.is_over(sweep) and not retry_failed else left
+    if left:
+        classes = len(data.classes)
+        measured: Any = ray.get(
+            ray.remote(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)(probe).remote(
+                recipe, classes
+            )
+        )
+        each = steps_per_epoch(recipe, data)
+        say(
+            describe(
+                recipe,
+                trainings=planned,
+                unfinished=left,
+                steps_per_epoch=each,
+                concurrent=concurrent,
+                measured=measured,
+            )
+        )
+        engine.run_trials(sweep, unfinished, concurrent=concurrent)
+    markdown, best = summarise(sweep, synthetic=data.manifest["synthetic"])
+    if best is None:
+        return markdown
+    results = [series.evaluation_of(found, _evaluated(found, recipe)) for found in runs_of(sweep, best)]
+    return f"{markdown}\n\nThe best one on the test identities:\n\n{metric_table_markdown(results)}"
+
+
+def _check_comparable(sweep: Sweep, data: PreparedData) -> None:
+    """Before anything is trained: something to compare by, and no run under one of the names that is another's."""
+    if not data.rows_of("val"):
+        raise DataError(
+            f"{data.location.url} has no validation identities, so no training could be called better than another",
+            hint="give some: data.split.val=0.1, or a val list in the split file; then prepare again",
+        )
+    for trial in sweep.trials:
+        found = Run(runs(Storage(sweep.base.storage)) / trial.run)
+        series.check_reusable(found, trial.recipe, data)
+
+
+def _forgive(sweep: Sweep) -> None:
+    for outcome in outcomes_of(sweep):
+        if outcome.state == "failed":
+            found = Run(runs(Storage(sweep.base.storage)) / outcome.run)
+            found.write_status("stopped", error=f"to be tried again after: {outcome.error}")
+
+
+def _evaluated(run: Run, recipe: config.Recipe) -> config.Recipe:
+    (own,) = evaluate.evaluated_recipes(run, recipe.storage)
+    return own
+
+
+@contextlib.contextmanager
+def _stopping_on_sigterm(sweep: Sweep) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise StoppedError(f"sweep {sweep.name} stopped, as it was asked to", hint="the same command goes on")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _describe(sweep: Sweep) -> None:
+    recipe = sweep.base
+    print(recipe.to_yaml())
+    for trial in sweep.trials:
+        print(f"{trial.run}: {' '.join(overrides_of(trial.labels)) or 'the recipe as it is'} seed={trial.recipe.seed}")
+    if not sweep.trials:
+        print(f"{recipe.tune.trials} trainings that {recipe.tune.method} chooses")
+    print(f"\nwould write: {runs(Storage(recipe.storage)).url}/{sweep.name}-*, {sweep.location}")
+
+
+def main() -> None:
+    """``python -m pipelines.tune``: as ``icre tune``."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What a sweep's trainings have reached, read from their run folders, and which of them is the best."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from icre import config
+from icre.ablation import Spread
+from icre.search import front
+from pipelines.runs import Run, runs
+from pipelines.storage import Storage
+from pipelines.tuning.trial import Sweep
+
+METRICS = ("mAP", "rank1", "mINP")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One training: how far it is, and the validation of its best epoch."""
+
+    run: str
+    seed: int
+    labels: Mapping[str, Any]
+    state: str
+    """pending, or the run's own."""
+    epochs: int = 0
+    """Validated last."""
+    best: Mapping[str, float] | None = None
+    """mAP, rank1 and mINP in [0, 1] of the epoch that ``checkpoints.best`` chose; None before the first validation."""
+    seconds: float = 0.0
+    """Of its steps alone: no start, no validation."""
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Group:
+    """All seeds of one combination of values."""
+
+    labels: Mapping[str, Any]
+    outcomes: tuple[Outcome, ...]
+
+    def values(self, metric: str) -> list[float]:
+        """In [0, 1]; of the seeds that have one."""
+        return [float(outcome.best[metric]) for outcome in self.outcomes if outcome.best is not None]
+
+    def spread(self, metric: str) -> Spread | None:
+        """Mean and standard deviation over the seeds; None before the first validation."""
+        values = self.values(metric)
+        return Spread.of(values) if values else None
+
+
+def outcomes_of(sweep: Sweep) -> list[Outcome]:
+    """Every training of ``sweep``: those that were planned, in their order, then those that were chosen on the way."""
+    folder = runs(Storage(sweep.base.storage))
+    names = [trial.run for trial in sweep.trials]
+    prefix = f"{sweep.name}-"
+    begun = folder.list() if folder.exists() else []
+    names += sorted(name for name in begun if name.startswith(prefix) and name not in set(names))
+    found = []
+    by_name = {trial.run: trial for trial in sweep.trials}
+    for name in names:
+        run, trial = Run(folder / name), by_name.get(name)
+        if (run.location / "manifest.json").exists():
+            manifest = run.manifest
+            if manifest.get("sweep", {}).get("name") == sweep.name or trial is not None:
+                found.append(outcome_of(run, manifest, sweep.base.checkpoints.best))
+        elif trial is not None:
+            found.append(Outcome(name, trial.recipe.seed, trial.labels, "pending"))
+    return found
+
+
+def outcome_of(run: Run, manifest: Mapping[str, Any], best_by: str) -> Outcome:
+    """Of a run that has begun."""
+    status = (run.location / "status.json").read_json() if run.state else {"state": "pending"}
+    rows = run.metrics()
+    validations = [row for row in rows if row["kind"] == "validation"]
+    best = max(validations, key=lambda row: row[best_by], default=None)
+    size = run.recipe.batch.size
+    return Outcome(
+        run=run.name,
+        seed=manifest["seed"],
+        labels=manifest.get("sweep", {}).get("labels", {}),
+        state=status["state"],
+        epochs=validations[-1]["epoch"] + 1 if validations else 0,
+        best=None if best is None else {metric: best[metric] for metric in METRICS},
+        seconds=sum(size / row["images_per_s"] for row in rows if row["kind"] in ("step", "skipped")),
+        error=status.get("error"),
+    )
+
+
+def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
+    """One group for each combination of values, in the order of their first."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(json.dumps(outcome.labels, sort_keys=True), []).append(outcome)
+    return [Group(own[0].labels, tuple(own)) for own in groups.values()]
+
+
+def chosen(groups: Sequence[Group], recipe: config.Recipe) -> Group | None:
+    """The best by ``checkpoints.best``, or, with ``tune.objectives``, that of the front whose mean of them is highest.
+
+    Only groups with a result of every seed take part, or a lucky seed could win; None when there is none.
+    """
+    whole = [group for group in groups if all(outcome.best is not None for outcome in group.outcomes)]
+    metrics = recipe.tune.objectives or (recipe.checkpoints.best,)
+    scores = [[sum(group.values(metric)) / len(group.outcomes) for metric in metrics] for group in whole]
+    best = [(sum(score), -index) for index, (score, on) in enumerate(zip(scores, front(scores), strict=True)) if on]
+    return whole[-max(best)[1]] if best else None
+
+
+def unbeaten(groups: Sequence[Group], recipe: config.Recipe) -> list[Group]:
+    """With ``tune.objectives``: the groups that no other beats in all of them; else none."""
+    whole = [group for group in groups if group.values("mAP")]
+    metrics = recipe.tune.objectives
+    scores = [[sum(values := group.values(metric)) / len(values) for metric in metrics] for group in whole]
+    return [group for group, on in zip(whole, front(scores), strict=True) if on] if metrics else []

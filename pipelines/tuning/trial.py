@@ -1,0 +1,169 @@
+"""One training of a sweep, in a process of its own on the cluster: Ray Tune calls it, it calls Ray Train."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from icre import config
+from icre.errors import IcreError
+from icre.search import overrides_of
+from pipelines.runs import Run, runs
+from pipelines.storage import Storage
+from pipelines.training import execution, launch
+from pipelines.training.fork import fork
+
+POINTER = "pointer.json"
+"""What Tune keeps of a training that others may take over: which run and which step, not the weights themselves."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a recipe under a run's name that never changes. Plain, as it travels to other processes."""
+
+    run: str
+    settings: Mapping[str, Any]
+    """The recipe as plain values."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """What tables call it by: the values of the search space, or a variant's name."""
+
+    @classmethod
+    def of(cls, base: config.Recipe, run: str, *, overrides: Sequence[str] = (), labels: Mapping[str, Any]) -> Trial:
+        """``base`` with single keys changed. Raises ConfigError for values that it does not take."""
+        return cls(run, config.override(base, overrides, where=f"trial {run}").to_dict(), labels)
+
+    @property
+    def recipe(self) -> config.Recipe:
+        """The recipe of its run."""
+        return config.parse_recipe(self.settings, where=f"trial {self.run}")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all trainings of a sweep share; plain, too."""
+
+    name: str
+    location: str
+    recipe: dict[str, Any]
+    argv: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    """All trainings, in an order that never changes; empty where a searcher chooses them on the way."""
+
+    @property
+    def base(self) -> config.Recipe:
+        """The recipe whose keys the trials change."""
+        return config.parse_recipe(self.recipe, where=f"sweep {self.name}")
+
+
+def train_trial(settings: dict[str, Any], *, sweep: Sweep) -> None:
+    """Train one trial from wherever its run stands; every validation goes to Tune as it is made.
+
+    settings: ``{"trial": its number}``, or what a searcher chose, ``{"values": {key: value}}``.
+    Returns, too, when it fails for a reason that would be there again, and which status.json of its run then says: Tune
+    starts anew whatever raises.
+    """
+    base = sweep.base
+    taken_over = base.tune.method == "pbt"
+    trial = (
+        sweep.trials[settings["trial"]] if "trial" in settings else chosen_trial(settings["values"], sweep, _trial_id())
+    )
+    run = _run_of(trial, base, sweep) if not taken_over else _run_taken_over(trial, base, sweep)
+    tell = _teller(run, with_pointer=taken_over)
+    _tell_newest(run, tell)
+    if run.state in ("finished", "failed"):
+        return
+    # The last epoch is told of after the end, or a scheduler that stops there would cut the end off.
+    last = run.recipe.train.epochs - 1
+    with contextlib.suppress(IcreError):  # execute has written it down
+        execution.execute(run, listen=lambda row: tell(row) if row["epoch"] < last else None)
+        _tell_newest(run, tell)
+
+
+def _tell_newest(run: Run, tell: Callable[[Mapping[str, Any]], None]) -> None:
+    for row in [row for row in run.metrics() if row["kind"] == "validation"][-1:]:
+        tell(row)
+
+
+def chosen_trial(values: Mapping[str, Any], sweep: Sweep, trial_id: str) -> Trial:
+    """The training that a searcher chose; its run is named after Tune's id of the trial."""
+    space, method = sweep.base.tune.space, sweep.base.tune.method
+    # Optuna takes words and numbers for the items of a list, so it is given JSON.
+    as_json = {key for key in values if method == "tpe" and isinstance(space[key], list)}
+    plain = {key: json.loads(value) if key in as_json else value for key, value in values.items()}
+    return Trial.of(sweep.base, f"{sweep.name}-{trial_id}", overrides=overrides_of(plain), labels=plain)
+
+
+def _trial_id() -> str:
+    return str(tune.get_context().get_trial_id())
+
+
+def _run_of(trial: Trial, base: config.Recipe, sweep: Sweep) -> Run:
+    run = Run(runs(Storage(base.storage)) / trial.run)
+    if not (run.location / "manifest.json").exists():
+        launch.start(trial.recipe, trial.run, lineage=lineage(trial, sweep))
+    return run
+
+
+def lineage(trial: Trial, sweep: Sweep) -> dict[str, Any]:
+    """What a trial's manifest says of the sweep that it is a part of."""
+    return {
+        "argv": list(sweep.argv),
+        "sweep": {"name": sweep.name, "labels": dict(trial.labels)},
+        "parents": [sweep.location],
+    }
+
+
+def _run_taken_over(trial: Trial, base: config.Recipe, sweep: Sweep) -> Run:
+    """The run that this trial is at. Another trial's checkpoint: a new run that goes on from it with other values."""
+    kept = tune.get_checkpoint()
+    if kept is None:
+        return _run_of(trial, base, sweep)
+    with kept.as_directory() as folder:
+        pointer = json.loads((Path(folder) / POINTER).read_text())
+    if pointer["trial"] == _trial_id():
+        return Run(runs(Storage(base.storage)) / pointer["run"])
+    # The name says whose weights it has, so that a second attempt at the same takeover finds the first one's run.
+    source = Run(runs(Storage(base.storage)) / pointer["run"])
+    _leave(trial.run, base)
+    trial = replace(trial, run=f"{trial.run}-from-{pointer['trial']}-{pointer['step']}")
+    return fork(source, trial.recipe, trial.run, step=pointer["step"], lineage=lineage(trial, sweep))
+
+
+def _leave(name: str, base: config.Recipe) -> None:
+    """What this trial was at so far is over: its place is taken by another's weights."""
+    folder = runs(Storage(base.storage))
+    for own in [Run(folder / found) for found in folder.list() if found == name or found.startswith(f"{name}-from-")]:
+        if own.state == "running":
+            own.write_status("stopped", error="the trial went on with the weights of a better one")
+
+
+def _teller(run: Run, *, with_pointer: bool) -> Callable[[Mapping[str, Any]], None]:
+    """Reports a validation to Tune, with the best of the run so far; those that were told before are left out."""
+    best_by = run.recipe.checkpoints.best
+    told = {"epoch": 0}
+    best: dict[str, float] = {}
+
+    def tell(row: Mapping[str, Any]) -> None:
+        if row["epoch"] + 1 <= told["epoch"]:
+            return
+        told["epoch"] = row["epoch"] + 1
+        found = {name: row[name] for name in ("mAP", "rank1", "mINP")}
+        if not best or found[best_by] > best[f"best_{best_by}"]:
+            best.update({f"best_{name}": value for name, value in found.items()})
+        report = {"epoch": told["epoch"], "step": row["step"], "run": run.name, **found, **best}
+        if not with_pointer:
+            tune.report(report)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            pointer = {"trial": _trial_id(), "run": run.name, "step": row["step"]}
+            (Path(folder) / POINTER).write_text(json.dumps(pointer))
+            tune.report(report, checkpoint=tune.Checkpoint.from_directory(folder))
+
+    return tell

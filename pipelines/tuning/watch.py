@@ -1,0 +1,139 @@
+"""What people see of a sweep while it runs: a line on the console, status.json, live metrics."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial as TuneTrial
+from ray.util.metrics import Gauge
+
+from icre.errors import StorageError
+from pipelines.command import say
+from pipelines.runs import Run, now, runs, warned_of
+from pipelines.storage import Storage
+from pipelines.tuning.trial import Sweep
+
+INTERVAL_S = 5.0
+STATUS = "status.json"
+STATES = ("pending", "running", "finished", "stopped", "failed")
+_OF_TUNE = {
+    "PENDING": "pending",
+    "RUNNING": "running",
+    "PAUSED": "running",
+    "TERMINATED": "finished",
+    "ERROR": "failed",
+}
+
+
+class Watch(Callback):
+    """Follows Tune's trials from the process that runs the sweep.
+
+    Tune pickles its callbacks and makes them anew when a sweep goes on: everything begins in :meth:`setup`.
+    """
+
+    def __init__(self, sweep: Sweep, trainings: int) -> None:
+        self._sweep, self._trainings = sweep, trainings
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """Called once before the first trial."""
+        self._epochs: dict[str, int] = {}
+        self._runs: dict[str, str] = {}
+        self._ended: dict[str, str] = {}
+        self._best: tuple[float, str] | None = None
+        self._reported = time.time()
+        self._shown_at, self._line = 0.0, ""
+        self._metric = self._sweep.base.checkpoints.best
+        self._gauges = {
+            name: Gauge(name, description=text, tag_keys=("sweep", *tags))
+            for name, text, tags in (
+                ("icre_sweep_trials", "Trainings of the sweep, by state.", ("state",)),
+                ("icre_sweep_best_ratio", "Highest validation metric of a training so far, 0 to 1.", ()),
+                ("icre_sweep_last_report_timestamp_seconds", "Unix time of the newest validation.", ()),
+            )
+        }
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """A validation."""
+        if "run" not in result:
+            return  # the end of one that failed before its first
+        self._reported = time.time()
+        self._runs[trial.trial_id], self._epochs[trial.trial_id] = str(result["run"]), int(result["epoch"])
+        reached = float(result[f"best_{self._metric}"])
+        if self._best is None or reached > self._best[0]:
+            self._best = (reached, str(result["run"]))
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        """The end of a training, or Tune's decision that it ends here."""
+        run = self._run_of(trial)
+        with warned_of(StorageError):
+            state = None if run is None else run.state
+            if run is not None and state == "running":
+                state = "stopped"
+                epoch = self._epochs.get(trial.trial_id, 0)
+                run.write_status(state, error=f"stopped by the sweep {self._sweep.name} after epoch {epoch}")
+            elif run is not None and state == "failed":
+                say(f"tune: {run.name} failed: {_first_line(run)}")
+            if state is not None:
+                self._ended[trial.trial_id] = state
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        """A training that failed for good; one whose process died could not write that down itself."""
+        run = self._run_of(trial)
+        why = f"it could not be started: {trial.error_file}"
+        with warned_of(StorageError):
+            if run is not None and run.state == "running":
+                run.write_status("failed", error="the process that started the training was lost again and again")
+            if run is not None and run.state is not None:
+                why = _first_line(run)
+        say(f"tune: {run.name if run is not None else trial.trial_id} failed: {why}")
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
+        """Tune's own turn: often, so most of them do nothing here."""
+        if time.monotonic() - self._shown_at >= INTERVAL_S:
+            self._show(trials, "running")
+
+    def on_experiment_end(self, trials: list[TuneTrial], **_: Any) -> None:
+        """The last state."""
+        self._show(trials, "over")
+
+    def _run_of(self, trial: TuneTrial) -> Run | None:
+        number = trial.config.get("trial")
+        by_id = f"{self._sweep.name}-{trial.trial_id}" if number is None else self._sweep.trials[number].run
+        run = Run(runs(Storage(self._sweep.base.storage)) / self._runs.get(trial.trial_id, by_id))
+        return run if (run.location / "manifest.json").exists() else None
+
+    def _show(self, trials: Sequence[TuneTrial], state: str) -> None:
+        self._shown_at = time.monotonic()
+        counts = Counter(self._state(trial) for trial in trials)
+        counts["pending"] += self._trainings - len(trials)  # Tune makes them as it needs them
+        sweep = {"sweep": self._sweep.name}
+        for name in STATES:
+            self._gauges["icre_sweep_trials"].set(counts[name], sweep | {"state": name})
+        self._gauges["icre_sweep_last_report_timestamp_seconds"].set(self._reported, sweep)
+        if self._best is not None:
+            self._gauges["icre_sweep_best_ratio"].set(self._best[0], sweep)
+        line = self._describe(counts)
+        if line != self._line:
+            self._line = line
+            say(line)
+        with warned_of(StorageError):
+            status = {"state": state, "updated": now(), "counts": {name: counts[name] for name in STATES}}
+            (Storage(self._sweep.location) / STATUS).write_json(status)
+
+    def _state(self, trial: TuneTrial) -> str:
+        return self._ended.get(trial.trial_id, _OF_TUNE.get(trial.status, "pending"))
+
+    def _describe(self, counts: Mapping[str, int]) -> str:
+        parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+        best = "" if self._best is None else f"; best {self._metric} {100 * self._best[0]:.1f} % ({self._best[1]})"
+        return f"tune: {', '.join(parts)}{best}"
+
+
+def _first_line(run: Run) -> str:
+    return str((run.location / STATUS).read_json().get("error", "it says no reason")).split("\n")[0]
