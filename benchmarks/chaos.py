@@ -20,13 +20,16 @@ from dataclasses import replace
 from benchmarks.chaos_runs import (
     WAIT_S,
     Command,
-    Nodes,
     Outcome,
     Stage,
     filled,
+    give_notice,
     metrics_off,
+    nodes,
+    one_that_trains,
     small_disk,
     stage,
+    using,
     weights_off,
 )
 from pipelines.runs import Run
@@ -125,27 +128,27 @@ def disk_stays_full(stage: Stage, calm: Run) -> Outcome:
 
 def raylet(stage: Stage, calm: Run) -> Outcome:
     """SIGKILL of the raylet of a node that trains, in a cluster of three nodes"""
-    with Nodes("raylet", 2, 2) as nodes:
+    with nodes("raylet", others=2, cpus=2) as cluster:
         one_cpu = ["train.cpus_per_worker=1"]  # so that both workers do not fit beside the command
         storage = str(stage.folder / "storage")
-        command = Command(stage, "raylet", storage, environment=nodes.environment, overrides=one_cpu)
+        command = Command(stage, "raylet", storage, environment=using(cluster), overrides=one_cpu)
         with command.disturbed():
-            nodes.that_trains(command.workers()).kill_raylet()
+            os.kill(one_that_trains(cluster, command.workers()).raylet, signal.SIGKILL)
     return command.outcome(calm, sign="workers were lost")
 
 
 def drained(stage: Stage, calm: Run) -> Outcome:
     """notice that a node that trains will be taken away, as for a spot machine; then its raylet is killed"""
-    with Nodes("drained", 2, 2) as nodes:
+    with nodes("drained", others=2, cpus=2) as cluster:
         storage = str(stage.folder / "storage")
         one_cpu = ["train.cpus_per_worker=1"]
-        command = Command(stage, "drained", storage, environment=nodes.environment, overrides=one_cpu)
+        command = Command(stage, "drained", storage, environment=using(cluster), overrides=one_cpu)
         with command.disturbed(from_step=1) as process:
-            node = nodes.that_trains(command.workers())
-            nodes.give_notice(node, seconds=60)
+            node = one_that_trains(cluster, command.workers())
+            give_notice(cluster, node, seconds=60)
             command.wait_until_it_says(process, "will be taken away")
             command.wait_for_step(process, int(command.said.split("a checkpoint of step ")[1].split()[0]))
-            node.kill_raylet()
+            os.kill(node.raylet, signal.SIGKILL)
     return command.outcome(calm, sign="will be taken away")
 
 
@@ -153,12 +156,12 @@ def elastic(stage: Stage, calm: Run) -> Outcome:
     """SIGKILL of the raylet with `train.workers=[1,2]` and room for one worker alone: it goes on with one"""
     options = ["train.workers=[1,2]", "train.cpus_per_worker=1", "train.cache=decoded"]
     storage = str(stage.folder / "storage")
-    with Nodes("elastic", 1) as nodes:
-        command = Command(stage, "elastic", storage, environment=nodes.environment, overrides=options)
+    with nodes("elastic", others=1, cpus=1) as cluster:
+        command = Command(stage, "elastic", storage, environment=using(cluster), overrides=options)
         with command.disturbed():
             if len(command.workers()) != 2:
                 raise RuntimeError(f"training started with {len(command.workers())} workers, so nothing would be shown")
-            nodes.that_trains(command.workers()).kill_raylet()
+            os.kill(one_that_trains(cluster, command.workers()).raylet, signal.SIGKILL)
     # Another number of workers adds up in another order: bit for bit is promised for the same number only. A run on one
     # worker from the start says how far that goes.
     single = Command(stage, "single", storage, overrides=["train.workers=1"])

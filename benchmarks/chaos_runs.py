@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 import yaml
-from ray.cluster_utils import Cluster
 from safetensors.torch import load
 
 from cluster.local.object_store import ObjectStore
+from cluster.local.ray_cluster import LocalCluster, Node
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
 from pipelines.data import ingest
@@ -277,47 +277,28 @@ def filled(disk: Path) -> Iterator[None]:
         filler.unlink()
 
 
-MEMORY: dict[str, Any] = {"object_store_memory": 150 * 2**20}
+@contextmanager
+def nodes(name: str, *, others: int, cpus: int) -> Iterator[LocalCluster]:
+    """A Ray cluster of the command's own node, of one CPU, and others. name: of the command that will use it."""
+    environment = {"ICRE_CHAOS": name}  # workers have the environment of their raylet
+    with LocalCluster(nodes=1 + others, cpus=cpus, head_cpus=1, environment=environment) as cluster:
+        yield cluster
 
 
-class Nodes:
-    """A Ray cluster of real raylets on this machine: the command's own, of one CPU, and others."""
-
-    def __init__(self, name: str, *cpus: int) -> None:
-        """name: of the command that will use it; cpus: of each of the others."""
-        self.name, self.cpus = name, cpus
-
-    def __enter__(self) -> Nodes:
-        os.environ["ICRE_CHAOS"] = self.name  # workers have the environment of their raylet
-        self.cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 1} | MEMORY)
-        self.others = [self.cluster.add_node(num_cpus=cpus, **MEMORY) for cpus in self.cpus]
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self.cluster.shutdown()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What makes a command use it."""
-        return {"RAY_ADDRESS": self.cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
-
-    def give_notice(self, node: Any, *, seconds: int) -> None:
-        """Say, as a cloud does, that ``node`` will be gone in ``seconds``; nothing else happens to it here."""
-        ray = Path(sys.executable).with_name("ray")
-        drain = [ray, "drain-node", "--address", self.cluster.address, "--node-id", node.node_id]
-        drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot machine is taken back"]
-        drain += ["--deadline-remaining-seconds", str(seconds)]
-        subprocess.run(drain, check=True, capture_output=True)
-
-    def that_trains(self, workers: list[int]) -> Any:
-        """One of the others, whose raylet started one of ``workers``."""
-        raylets = {_raylet_of(pid) for pid in workers}
-        return next(node for node in self.others if node.all_processes["raylet"][0].process.pid in raylets)
+def using(cluster: LocalCluster) -> dict[str, str]:
+    """What makes a command use it."""
+    return cluster.environment() | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
 
 
-def _raylet_of(worker: int) -> int:
-    """Process id of the raylet that started ``worker``."""
-    variables = dict(
-        line.split("=", 1) for line in Path(f"/proc/{worker}/environ").read_text().split("\0") if "=" in line
-    )
-    return int(variables["RAY_RAYLET_PID"])
+def one_that_trains(cluster: LocalCluster, workers: list[int]) -> Node:
+    """One of the others that runs one of ``workers``."""
+    return cluster.nodes[max(cluster.node_of(pid) for pid in workers)]
+
+
+def give_notice(cluster: LocalCluster, node: Node, *, seconds: int) -> None:
+    """Say, as a cloud does, that ``node`` will be gone in ``seconds``; nothing else happens to it here."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    drain = [ray, "drain-node", "--address", cluster.address, "--node-id", node.ray_id]
+    drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot machine is taken back"]
+    drain += ["--deadline-remaining-seconds", str(seconds)]
+    subprocess.run(drain, check=True, capture_output=True, env=os.environ | cluster.environment())

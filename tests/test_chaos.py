@@ -15,12 +15,7 @@ from benchmarks.chaos_runs import Outcome, Stage, metrics_off, stage, weights_of
 from pipelines.runs import Run
 from pipelines.storage import Storage
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    # Ray's own Cluster leaves sockets for the garbage collector to close.
-    pytest.mark.filterwarnings("ignore:.*<socket:pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # A minute each, so those whose parts other tests cover are left to `python -m benchmarks.chaos`: a killed worker
 # (test_main_job), a killed command (a part of "truncated"), a killed raylet (a part of "drained"), an object store that

@@ -12,17 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import secrets
 import shlex
 import shutil
-import signal
-import socket
-import subprocess
 import sysconfig
 import tempfile
-import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,14 +26,11 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from cluster.local.programs import Program, free_ports, serve
 from icre.errors import IcreError
 
 REGION = "us-east-1"
-START_TIMEOUT_S = 60.0
-_POLL_S = 0.1
 _SERVERS = ("master", "volume", "filer", "s3")
-# Below the range from which Linux takes the ports of outgoing connections: a restart finds its ports free.
-_PORTS = range(20_000, 32_000)
 
 
 class ObjectStore:
@@ -53,9 +45,9 @@ class ObjectStore:
         self.bucket = bucket
         self.access_key = secrets.token_hex(10)
         self.secret_key = secrets.token_hex(20)
-        self._ports = _free_ports([name + kind for name in _SERVERS for kind in (".port", ".port.grpc")])
+        names = [name + kind for name in _SERVERS for kind in (".port", ".port.grpc")]
+        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -65,7 +57,7 @@ class ObjectStore:
     @property
     def pid(self) -> int | None:
         """The server's process id, None while it is down."""
-        return None if self._process is None else self._process.pid
+        return self._program.pid
 
     def environment(self) -> dict[str, str]:
         """The variables by which botocore, and so s3fs, finds the store and may use it."""
@@ -82,7 +74,13 @@ class ObjectStore:
         self._folder = Path(tempfile.mkdtemp(prefix="icre-s3-"))
         (self._folder / "data").mkdir()
         (self._folder / "s3.json").write_text(json.dumps(_identities(self.access_key, self.secret_key)))
-        self._command = [str(binary), *_arguments(self._folder, self._ports)]
+        folder = str(self._folder)  # a user's ~/.seaweedfs must not leak in
+        self._program = Program(
+            f"the local object store at {self.endpoint}",
+            [binary, *_arguments(self._folder, self._ports)],
+            log=self._folder / "weed.log",
+            environment={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "GOMEMLIMIT": "256MiB"},
+        )
         try:
             self.restart()
         except BaseException:
@@ -97,47 +95,13 @@ class ObjectStore:
 
     def kill(self) -> None:
         """SIGKILL for the server; acknowledged objects stay on disk. No effect if it is down."""
-        if self._process is None:
-            return
-        if self._process.poll() is None:  # else its id may by now be a stranger's
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._process = None
+        self._program.kill()
 
     def restart(self) -> None:
         """Start the server, after a kill if it runs, and return when the bucket takes and gives objects."""
         self.kill()
-        folder = str(self._folder)  # a user's ~/.seaweedfs must not leak in
-        with (self._folder / "weed.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=self._folder,
-                env={"PATH": os.defpath, "HOME": folder, "TMPDIR": folder, "GOMEMLIMIT": "256MiB"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._wait_until_ready()
-
-    def _wait_until_ready(self) -> None:
         client = self._client()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                _use(client, self.bucket)
-                return
-            except (BotoCoreError, ClientError) as error:
-                assert self._process is not None
-                if self._process.poll() is None and time.monotonic() < deadline:
-                    time.sleep(_POLL_S)
-                    continue
-                tail = (self._folder / "weed.log").read_text(errors="replace").splitlines()[-15:]
-                raise IcreError(
-                    f"the local object store did not come up at {self.endpoint} ({type(error).__name__}); "
-                    "its log ends:\n" + "\n".join(tail),
-                    hint="see the log above; another start picks other ports",
-                ) from error
+        self._program.start(lambda: _works(client, self.bucket))
 
     def _client(self) -> Any:
         """A client that gives up at once: the caller polls."""
@@ -158,14 +122,18 @@ class ObjectStore:
             Path(f"/tmp/seaweedfs-{name}-grpc-{self._ports[name + '.port.grpc']}.sock").unlink(missing_ok=True)
 
 
-def _use(client: Any, bucket: str) -> None:
+def _works(client: Any, bucket: str) -> bool:
     """Make the bucket, then put, get and delete an object: the gateway answers before the volumes do."""
     known = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
-    with suppress(*known):  # after a restart
-        client.create_bucket(Bucket=bucket)
-    client.put_object(Bucket=bucket, Key=".ready", Body=b"ready")
-    client.get_object(Bucket=bucket, Key=".ready")["Body"].read()
-    client.delete_object(Bucket=bucket, Key=".ready")
+    try:
+        with suppress(*known):  # after a restart
+            client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key=".ready", Body=b"ready")
+        client.get_object(Bucket=bucket, Key=".ready")["Body"].read()
+        client.delete_object(Bucket=bucket, Key=".ready")
+    except (BotoCoreError, ClientError):
+        return False
+    return True
 
 
 def _find_weed() -> Path:
@@ -208,34 +176,19 @@ def _identities(access_key: str, secret_key: str) -> dict[str, Any]:
     return {"identities": [{"name": "icre", "credentials": credentials, "actions": actions}]}
 
 
-def _free_ports(names: list[str]) -> dict[str, int]:
-    """A loopback port for each name on which nobody listens now."""
-    ports: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe:
-            if len(ports) < len(names) and probe.connect_ex(("127.0.0.1", port)) != 0:
-                ports.append(port)
-        if len(ports) == len(names):
-            break
-    return dict(zip(names, ports, strict=True))
-
-
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(description="Run a local S3 object store until Ctrl-C.")
     parser.add_argument("--bucket", default="icre", help="the bucket to create (default: icre)")
     bucket = parser.parse_args().bucket
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up on `kill`, too
-    try:
-        with ObjectStore(bucket=bucket) as store:
-            for name, value in store.environment().items():
-                print(f"export {name}={shlex.quote(value)}")
-            print(f"# ready: {store.url} (ends, with all its data, on Ctrl-C)", flush=True)
-            signal.pause()
-    except KeyboardInterrupt:
-        pass
-    except IcreError as error:
-        parser.exit(error.exit_code, f"error: {error}\n")
+
+    def start(running: ExitStack) -> None:
+        store = running.enter_context(ObjectStore(bucket=bucket))
+        for name, value in store.environment().items():
+            print(f"export {name}={shlex.quote(value)}")
+        print(f"# ready: {store.url} (ends, with all its data, on Ctrl-C)", flush=True)
+
+    serve(parser, start)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ LIVE = {
         Metric("icre_train_checkpoint_stall_seconds", "Part of it in which no step was trained."),
         # Each attempt is a worker, hence a series, of its own, and starts at what its run has seen: ask for the max.
         Metric("icre_train_restarts_total", "Times that training went on from a checkpoint.", kind="counter"),
+        Metric("icre_train_skipped_steps", "Steps of the run left out so far: loss or gradient was not finite."),
         Metric("icre_validation_rank1_ratio", "Rank-1 of the newest validation, 0 to 1, mean of both directions."),
         Metric("icre_validation_map_ratio", "mAP of the newest validation, 0 to 1, mean of both directions."),
     )
@@ -78,13 +79,13 @@ SUMMARY = {
 class Live:
     """The gauges of one training, all set anew at every call: an agent forgets those that are not.
 
-    run: the value of the label; batch_size: images in a step.
+    run: the value of the label; batch_size: images in a step; skipped: steps that were left out before.
     """
 
     label = "live metrics"
 
-    def __init__(self, run: str, batch_size: int) -> None:
-        self._run, self._batch_size = run, batch_size
+    def __init__(self, run: str, batch_size: int, *, skipped: int = 0) -> None:
+        self._run, self._batch_size, self._skipped = run, batch_size, skipped
         self._values: dict[tuple[str, str], float] = {}
         self._gauges: dict[str, ray_metrics.Gauge] = {}
 
@@ -93,6 +94,8 @@ class Live:
         steps = [row for row in rows if row["kind"] == "step"]
         if steps:
             self._take_steps(steps)
+        self._skipped += sum(row["kind"] == "skipped" for row in rows)
+        self._take("icre_train_skipped_steps", self._skipped)  # 0, too: an alert asks for what was added
         for row in rows:
             if row["kind"] == "validation":
                 self._take("icre_validation_rank1_ratio", row["rank1"])

@@ -44,8 +44,9 @@ class Telemetry:
         """
         history = list(history)
         tensorboard = TensorBoard(run.location / "tensorboard", history)
+        live = Live(run.name, recipe.batch.size, skipped=sum(row["kind"] == "skipped" for row in history))
         places = [
-            Background(Live(run.name, recipe.batch.size), interval_s=LIVE_INTERVAL_S, warn=warn),
+            Background(live, interval_s=LIVE_INTERVAL_S, warn=warn),
             Background(tensorboard, interval_s=None, warn=warn),
         ]
         if recipe.telemetry.mlflow is not None:
@@ -54,7 +55,7 @@ class Telemetry:
         return cls(places)
 
     def step(self, row: Row) -> None:
-        """A line of metrics.jsonl of kind step. Not to be changed afterwards."""
+        """A line of metrics.jsonl of kind step or skipped. Not to be changed afterwards."""
         self._put(row)
 
     def validation(self, row: Row) -> None:

@@ -382,6 +382,7 @@ WANTED = {
     ("icre_train_checkpoint_seconds", ""): 3.0,
     ("icre_train_checkpoint_stall_seconds", ""): 0.5,
     ("icre_train_restarts_total", ""): 2,
+    ("icre_train_skipped_steps", ""): 2,
     ("icre_validation_rank1_ratio", ""): 0.5,
     ("icre_validation_map_ratio", ""): 0.25,
 }
@@ -395,14 +396,23 @@ def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A worker that trains, in a manner of speaking; nothing happens there since the Unix time that is given."""
     asked = recipe()
     run = new_run(tmp_path_factory.mktemp("storage"), asked, LIVE_RUN)
+    skipped = {
+        "kind": "skipped",
+        "step": 10,
+        "epoch": 4,
+        "reason": "loss is nan",
+        "images_per_s": 1.0,
+        "data_wait_s": 0,
+    }
 
     @ray.remote(num_cpus=0.1)
     class Worker:  # here, so that it is sent whole: workers cannot import tests
         def start(self, steps: list[Row], validated: Row) -> float:
-            self.told = Telemetry.open(asked, run)
+            self.told = Telemetry.open(asked, run, history=[skipped])
             self.told.restarted(2)
             for row in steps:
                 self.told.step(row)
+            self.told.step(skipped)
             self.told.validation(validated)
             self.told.checkpoint(step=12, seconds=3.0, stall_seconds=0.5)
             return time.time()
