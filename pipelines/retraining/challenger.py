@@ -1,0 +1,107 @@
+"""A challenger: a run of its own for each tick, which may start from the weights of the model in service."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load
+
+from icre import config
+from icre.errors import WeightsError
+from icre.model.network import ICRENetwork
+from icre.training import checkpoint
+from icre.training.checkpoint import Progress
+from icre.training.optimizer import build_optimizer
+from pipelines import runs, series
+from pipelines.data.prepared import PreparedData
+from pipelines.networks import initial_network
+from pipelines.registry.registry import BEST, CLASSES, learnt
+from pipelines.runs import Run
+from pipelines.storage import Storage
+from pipelines.training import launch
+from pipelines.training.saver import folder_name
+
+CLASSIFIER = "head.classifier.weight"
+
+
+def run_of(recipe: config.Recipe, tick: str) -> Run:
+    """The run of a tick: a finished run that is started again trains nothing, so each tick has its own."""
+    return Run(runs.runs(Storage(recipe.storage)) / f"{recipe.name}-tick-{tick}")
+
+
+def begin(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run | None) -> None:
+    """Create ``run``, or complete what was created of it; ``champion``: whose weights it starts from, None: scratch.
+
+    Raises what ``icre train`` raises for a recipe and data that do not fit, WeightsError for a champion of another
+    network, and UserError when the recipe or the images changed since the run was created.
+    """
+    if (run.location / "manifest.json").exists():
+        series.check_reusable(run, recipe, data)
+    else:
+        launch.start(recipe, run.name)
+    before = learnt(champion)["seen"] if champion else []
+    (run.location / CLASSES).write_json({"classes": data.classes, "seen": sorted({*before, *data.classes})})
+    if champion is not None and run.reference("last") is None:
+        manifest = run.manifest
+        manifest["parents"] = [data.location.url, champion.location.url]
+        (run.location / "manifest.json").write_json(manifest)
+        _write_start(recipe, run, data, champion)
+
+
+def carry_over(
+    network: ICRENetwork, weights: dict[str, torch.Tensor], *, before: list[str] | None, classes: list[str]
+) -> int:
+    """Load another network's weights; rows of the classifier go by the identity's name. How many rows were kept.
+
+    before, classes: training identities by label, of ``weights`` (None: unknown) and of ``network``. Rows of
+    identities that are new keep their first values. Raises WeightsError when any other tensor differs in shape or name.
+    """
+    own = network.state_dict()
+    shapes = [{k: tuple(v.shape) for k, v in state.items() if k != CLASSIFIER} for state in (own, weights)]
+    differing = sorted({key for key, _ in set(shapes[0].items()) ^ set(shapes[1].items())})
+    if differing:
+        raise WeightsError(
+            f"the model in service is another network than the recipe's: {len(differing)} tensors differ, "
+            f"such as {differing[0]}",
+            hint="take its recipe's `model` and `components`, or train with retrain.start=scratch",
+        )
+    classifier, row_of = own[CLASSIFIER].clone(), {name: row for row, name in enumerate(before or [])}
+    kept = [(row, row_of[name]) for row, name in enumerate(classes) if name in row_of]
+    for row, former in kept:
+        classifier[row] = weights[CLASSIFIER][former]
+    network.load_state_dict(weights | {CLASSIFIER: classifier})
+    return len(kept)
+
+
+def _write_start(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run) -> None:
+    """A checkpoint of step 0: workers that start, at first or again, begin with it as with any other."""
+    network = initial_network(recipe, classes=len(data.classes))
+    with champion.checkpoint(BEST) as (folder, _):
+        weights = load((folder / checkpoint.NETWORK).read_bytes())
+    carry_over(network, weights, before=learnt(champion)["classes"], classes=data.classes)
+    snapshot = checkpoint.take_snapshot(
+        network=network,
+        optimizer=build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision),
+        progress=Progress(step=0, best_metric=None, best_step=None),
+        classes=len(data.classes),
+    )
+    name = folder_name(0)
+    with tempfile.TemporaryDirectory(prefix="icre-checkpoint-") as scratch:
+        checkpoint.write_checkpoint(Path(scratch), snapshot)
+        for file in (checkpoint.NETWORK, checkpoint.OPTIMIZER, checkpoint.META):
+            (run.location / "checkpoints" / name / file).upload(Path(scratch) / file)
+    run.point("last", name)
+
+
+def size_mib(run: Run, name: str) -> float:
+    """Of the weights file of a checkpoint."""
+    folder = run.reference(name)
+    assert folder is not None
+    return (run.location / "checkpoints" / folder / checkpoint.NETWORK).size() / 2**20
+
+
+def forget(run: Run) -> None:
+    """Remove the checkpoints of a challenger that will not be trained on; its metrics and decision stay."""
+    (run.location / "checkpoints").delete()
