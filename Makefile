@@ -48,7 +48,7 @@ constraints: ## Write constraints.txt anew: the newest versions that fit pyproje
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	@echo "Installing the newest versions into build/constraints (takes some minutes)"
 	@build/constraints/bin/python -m pip install -qq --disable-pip-version-check \
-		"$$(grep '^torch==' constraints.txt)" -e '.[dev,aws]'
+		"$$(grep '^torch==' constraints.txt)" -e '.[dev,aws,gcp]'
 	@build/constraints/bin/python -m pip freeze --exclude-editable > build/frozen.txt
 	@{ grep '^#' constraints.txt; grep -vE '^(nvidia-|cuda-|triton==)' build/frozen.txt | sed 's/+.*//'; } > build/new.txt
 	@mv build/new.txt constraints.txt && rm -r build/constraints build/frozen.txt

@@ -1,4 +1,4 @@
-"""``ray_cluster.yaml``: what Ray, EC2 and bash would refuse is found without an account or a network."""
+"""The files for ``ray up``: what Ray, EC2 and bash would refuse is found without an account or a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from icre.config import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-FILE = ROOT / "ray_cluster.yaml"
+AWS = ROOT / "ray_cluster.yaml"
+FILES = {"aws": AWS, "gcp": ROOT / "cluster/ray_up/gcp.yaml", "local": ROOT / "cluster/ray_up/on_premise.yaml"}
+FROM_HOME = {"~/.ray/auth_token", "~/.icre/storage.env"}
+"""Secrets, copied from the home of whoever starts the cluster."""
 COMMANDS = (
     "setup_commands",
     "head_setup_commands",
@@ -30,9 +33,14 @@ COMMANDS = (
 )
 
 
+@pytest.fixture(params=FILES)
+def provider(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def given() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(FILE.read_text())
+def given(provider: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(FILES[provider].read_text())
     return content
 
 
@@ -58,6 +66,7 @@ def test_the_ray_that_accepts_it_is_the_one_that_nodes_install(config: dict[str,
     assert all(" -c ~/icre/constraints.txt " in command for command in installs)
 
 
+@pytest.mark.parametrize("provider", ["aws"], indirect=True)
 def test_ec2_knows_every_setting_of_a_node(config: dict[str, Any]) -> None:
     service = botocore.session.Session().get_service_model("ec2")
     shape = service.operation_model("RunInstances").input_shape
@@ -66,32 +75,72 @@ def test_ec2_knows_every_setting_of_a_node(config: dict[str, Any]) -> None:
         assert not problems.has_errors(), f"{name}: {problems.generate_report()}"
 
 
-def test_the_head_runs_no_task(config: dict[str, Any]) -> None:
+def with_gpu(node: dict[str, Any]) -> bool:
+    return bool(re.match(r"([gp]\d|a\d-)", node.get("InstanceType") or node["machineType"]))
+
+
+def image_of(node: dict[str, Any]) -> str:
+    return str(node.get("ImageId") or node["disks"][0]["initializeParams"]["sourceImage"])
+
+
+def test_the_head_runs_no_task(provider: str, config: dict[str, Any]) -> None:
+    if provider == "local":  # one kind of node for all: Ray is told where it starts
+        assert {"--num-cpus=0", "--num-gpus=0"} <= set(config["head_start_ray_commands"][-1].split())
+        assert "--num-cpus" not in config["worker_start_ray_commands"][-1]
+        return
     head = config["available_node_types"][config["head_node_type"]]
     assert head["resources"]["CPU"] == 0
     assert head["max_workers"] == 0
 
 
+@pytest.mark.parametrize("provider", ["aws", "gcp"], indirect=True)
 def test_there_is_a_pool_with_gpus_and_one_without_and_both_can_grow_to_their_limit(config: dict[str, Any]) -> None:
     pools = {name: kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]}
-    with_gpu = {name: bool(re.match(r"[gp]\d", kind["node_config"]["InstanceType"])) for name, kind in pools.items()}
-    assert sorted(with_gpu.values()) == [False, True]
+    assert sorted(with_gpu(kind["node_config"]) for kind in pools.values()) == [False, True]
     assert all(0 <= kind["min_workers"] < kind["max_workers"] for kind in pools.values())
     assert sum(kind["max_workers"] for kind in pools.values()) <= config["max_workers"]
 
 
+@pytest.mark.parametrize("provider", ["aws", "gcp"], indirect=True)
 def test_only_a_pool_with_gpus_starts_an_image_with_a_driver(config: dict[str, Any]) -> None:
     for kind in config["available_node_types"].values():
-        node = kind["node_config"]
-        assert ("nvidia" in node["ImageId"]) == bool(re.match(r"[gp]\d", node["InstanceType"]))
+        assert ("nvidia" in image_of(kind["node_config"])) == with_gpu(kind["node_config"])
+
+
+@pytest.mark.parametrize("provider", ["gcp"], indirect=True)
+def test_where_ray_cannot_ask_what_a_machine_has_it_is_told(config: dict[str, Any]) -> None:
+    for name, kind in config["available_node_types"].items():
+        if name != config["head_node_type"]:
+            assert kind["resources"]["CPU"] == int(kind["node_config"]["machineType"].rpartition("-")[2])
+            assert bool(kind["resources"].get("GPU")) == with_gpu(kind["node_config"])
+
+
+def test_a_head_is_never_a_machine_that_may_be_taken_away(provider: str, config: dict[str, Any]) -> None:
+    head = config["available_node_types"][config["head_node_type"]]["node_config"]
+    assert "InstanceMarketOptions" not in head and "scheduling" not in head
+
+
+def test_the_dashboard_and_the_job_server_are_on_loopback_and_metrics_on_a_known_port(config: dict[str, Any]) -> None:
+    head, worker = (config[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker"))
+    assert re.findall(r"--dashboard-host=(\S+)", head) == ["127.0.0.1"]
+    assert all("--metrics-export-port=8080" in command and "ulimit -n 65536" in command for command in (head, worker))
+
+
+def test_keys_come_from_the_starters_home_and_others_on_the_node_cannot_read_them(config: dict[str, Any]) -> None:
+    secret = FROM_HOME & set(config["file_mounts"])
+    closed = next(command for command in config["setup_commands"] if command.startswith("chmod 600 "))
+    assert set(closed.split()[2:]) == secret
+    for path in secret - {"~/.ray/auth_token"}:
+        starts = [config[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker")]
+        assert all(f"set -a; . {path}; set +a" in command for command in starts)
 
 
 def test_files_that_are_copied_exist_and_commands_use_no_other(config: dict[str, Any]) -> None:
     mounts = config["file_mounts"]
     for local in mounts.values():
-        assert local == "~/.ray/auth_token" or (ROOT / local).is_file(), local
+        assert local in FROM_HOME or (ROOT / local).is_file(), local
     for command in commands(config):
-        for path in re.findall(r"(?:~|\$HOME)/(icre/[\w./]+|\.ray/\w+)", command):
+        for path in re.findall(r"(?:~|\$HOME)/(icre/[\w./]+|\.ray/\w+|\.icre/[\w.]+)", command):
             assert f"~/{path}" in mounts, f"{path} in: {command}"
 
 
@@ -124,12 +173,13 @@ def test_a_second_run_adds_nothing_to_the_environment(given: dict[str, Any], tmp
     assert (tmp_path / ".bashrc").read_text().count("export") == 1
 
 
-def test_the_jobs_of_its_header_are_ones_that_the_project_accepts() -> None:
-    header = FILE.read_text().partition("\ncluster_name")[0].replace("\\\n#", "")
-    jobs = [shlex.split(line.lstrip("# ")) for line in header.splitlines() if "ray job submit" in line]
-    entrypoints = [job[job.index("--") + 1 :] for job in jobs]
-    assert "pipelines.train" in [entrypoint[2] for entrypoint in entrypoints]
-    for entrypoint in entrypoints:
+def test_the_jobs_of_its_header_are_ones_that_the_project_accepts(provider: str) -> None:
+    header = FILES[provider].read_text().partition("\ncluster_name")[0].replace("\\\n#", "")
+    lines = [line.lstrip("# ") for line in header.splitlines()]
+    jobs = [shlex.split(line, comments=True) for line in lines if line.startswith(("icre submit ", "ray job submit "))]
+    assert {"prepare", "train"} <= {job[2] for job in jobs}
+    for job in jobs:
+        entrypoint = job[job.index("--") + 1 :] if "--" in job else ["python", "-m", f"pipelines.{job[2]}", *job[3:]]
         assert entrypoint[:2] == ["python", "-m"]
         assert importlib.util.find_spec(entrypoint[2]), entrypoint[2]
         options = dict(itertools.pairwise(entrypoint))

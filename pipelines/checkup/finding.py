@@ -1,0 +1,53 @@
+"""The outcome of one check, with the rule it was held against and how to set it right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from icre.errors import IcreError
+
+State = Literal["ok", "warning", "failed"]
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: ``value`` is what was found, ``rule`` what should be, ``fix`` what to do if it is not."""
+
+    name: str
+    state: State
+    value: str
+    rule: str
+    fix: str = ""
+    node: str = "here"
+
+
+def judge(name: str, value: str, *, rule: str, fix: str, failed: bool, warning: bool = False) -> Finding:
+    """A finding; the fix is told only where there is something to set right."""
+    state: State = "failed" if failed else "warning" if warning else "ok"
+    return Finding(name, state, value, rule, "" if state == "ok" else fix)
+
+
+def reported(name: str, rule: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """The findings of ``check``; an error that it raises for the user is a finding that failed."""
+    try:
+        return list(check())
+    except IcreError as error:
+        return [Finding(name, "failed", error.message, rule, error.hint)]
+
+
+def table(findings: Sequence[Finding]) -> Table:
+    """For the console."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("Where", "Check", "State", "Found", "Rule, and what to do"):
+        made.add_column(title, overflow="fold")
+    for found in findings:
+        last = found.rule if found.state == "ok" else f"{found.rule}. {found.fix}"
+        cells = [Text(found.node), Text(found.name), Text(found.state, style=_STYLES[found.state])]
+        made.add_row(*cells, Text(found.value), Text(last))
+    return made

@@ -1,0 +1,191 @@
+"""``icre submit``: a verb as a job on a Ray cluster, or as a RayJob on Kubernetes; checked before anything is sent."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from icre.errors import UserError
+from pipelines.command import new_app, run_app, say
+from pipelines.jobs import manifest
+from pipelines.jobs.following import exit_code, follow, known
+from pipelines.jobs.server import ClusterError, JobServer, connect, version_warnings
+from pipelines.jobs.upload import LIMIT, Upload, mib, survey
+from pipelines.jobs.verb import Work, check_paths, read_work
+
+CONTEXT = {"allow_interspersed_args": False}
+"""What follows the verb is the verb's own."""
+
+Verb = Annotated[str | None, typer.Argument(metavar="VERB", help="prepare, train, evaluate, … as in `icre --help`.")]
+Arguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="The verb's own options and overrides.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="http://HEAD:8265. None: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if it is a URL."),
+]
+JobId = Annotated[
+    str | None,
+    typer.Option("--id", help="Name of the job; a name is never run twice. None: <verb>-<date>-<time>-<random>."),
+]
+WorkingDir = Annotated[
+    Path, typer.Option("--working-dir", help="The code that is uploaded, without what .rayignore names.")
+]
+Follow = Annotated[
+    bool, typer.Option("--follow/--no-follow", help="Stream the log and end with the job's exit code. Ctrl-C detaches.")
+]
+Attach = Annotated[str | None, typer.Option("--attach", metavar="ID", help="Follow a job that was submitted before.")]
+Kubernetes = Annotated[
+    bool, typer.Option("--kubernetes", help="`kubectl create` a RayJob with a cluster of its own, see docs/cluster.md.")
+]
+Overlay = Annotated[
+    Path | None, typer.Option("--overlay", help=f"With --kubernetes: the kustomization. None: {manifest.BASE}.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Make all checks, print what would be sent. Send nothing.")]
+
+
+def command(
+    verb: Verb = None,
+    arguments: Arguments = None,
+    address: Address = None,
+    job_id: JobId = None,
+    working_dir: WorkingDir = Path(),
+    follow_log: Follow = True,
+    attach: Attach = None,
+    kubernetes: Kubernetes = False,
+    overlay: Overlay = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a verb on a cluster: options, then the verb, then the verb's own arguments."""
+    if attach is not None:
+        if verb is not None:
+            raise UserError(f"--attach {attach} takes no verb, got {verb}", hint="leave one of them out")
+        server = connect(address)
+        known(server, attach)
+        raise typer.Exit(_until_the_end(server, attach))
+    if verb is None:
+        raise UserError("no verb to run", hint="icre submit [OPTIONS] VERB [ARGS]..., such as: icre submit train")
+    work = read_work(verb, arguments or [])
+    name = _checked_name(job_id, kubernetes=kubernetes) or new_name(verb)
+    if kubernetes:
+        _on_kubernetes(work, name, working_dir, overlay, dry_run=dry_run)
+        return
+    server = connect(address)
+    upload = survey(working_dir)
+    upload.check()
+    placed = check_paths(work, upload.folder, one_machine=server.is_this_machine_alone)
+    for warning in [*version_warnings(server), *placed]:
+        say(f"submit: warning: {warning}")
+    if dry_run:
+        print(_plan(server, work, name, upload))
+        return
+    submit(server, work, name, upload)
+    if not follow_log:
+        print(name)
+        return
+    raise typer.Exit(_until_the_end(server, name))
+
+
+def submit(server: JobServer, work: Work, name: str, upload: Upload) -> bool:
+    """Upload and start the job ``name``; False if it was there before. Raises UserError if that is another job."""
+    if _is_there(server, name, work):
+        return False
+    try:
+        server.client.submit_job(
+            entrypoint=work.entrypoint, submission_id=name, runtime_env={"working_dir": str(upload.folder)}
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        # Another submission of the same name, or our own whose answer got lost, may have come first.
+        if not _is_there(server, name, work):
+            raise ClusterError(
+                f"{server.address} did not take the job: {str(error).strip().splitlines()[-1]}",
+                hint="`icre doctor --address …` looks closer",
+            ) from error
+        return False
+    say(f"submit: job {name}, {mib(upload.size)} of code: {server.address}/#/jobs/{name}")
+    return True
+
+
+def _is_there(server: JobServer, name: str, work: Work) -> bool:
+    job = server.job(name)
+    if job is None:
+        return False
+    if job.entrypoint != work.entrypoint:
+        raise UserError(
+            f"job {name} is already there and runs something else: {job.entrypoint}", hint="take another --id"
+        )
+    say(f"submit: job {name} is already there ({job.status.value.lower()}), not run again")
+    return True
+
+
+def _until_the_end(server: JobServer, name: str) -> int:
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        job = follow(server, name, write)
+    except KeyboardInterrupt:
+        say(f"\nsubmit: detached, job {name} goes on; come back with: icre submit --attach {name}")
+        say(f"submit: to stop it: ray job stop {name}")
+        return 130
+    code = exit_code(job)
+    say(f"submit: job {name} {job.status.value.lower()}, exit code {code}")
+    return code
+
+
+def _plan(server: JobServer, work: Work, name: str, upload: Upload) -> str:
+    largest = ", ".join(f"{entry} {mib(size)}" for entry, size in upload.largest(3))
+    return "\n".join(
+        [
+            f"job: {name}",
+            f"entrypoint: {work.entrypoint}",
+            f"storage: {work.recipe.storage if work.recipe else '-'}",
+            f"cluster: {server.address}, Ray {server.versions['ray']}, Python {server.versions['python']}, "
+            f"{len(server.nodes)} node(s), {'with' if server.wants_token else 'WITHOUT'} token authentication",
+            f"would upload: {len(upload.files)} files, {mib(upload.size)} of {mib(LIMIT)} allowed; largest: {largest}",
+        ]
+    )
+
+
+def _on_kubernetes(work: Work, name: str, folder: Path, overlay: Path | None, *, dry_run: bool) -> None:
+    for warning in check_paths(work, folder, one_machine=False):
+        say(f"submit: warning: {warning}")
+    objects = manifest.overlay_manifests(overlay) if overlay else manifest.base_manifests(folder / manifest.BASE)
+    job = manifest.ray_job(objects, verb=work.verb, entrypoint=work.entrypoint, name=name)
+    if dry_run:
+        print(yaml.safe_dump(job, sort_keys=False), end="")
+        return
+    made = manifest.create(job)
+    say(f"submit: RayJob {name} {'created' if made else 'is already there, not run again'}")
+    say(f"submit: kubectl get rayjob {name} --watch; kubectl logs --follow job/{name}")
+    print(name)
+
+
+def _checked_name(name: str | None, *, kubernetes: bool) -> str | None:
+    # 47 characters: KubeRay makes the names of services and pods from a RayJob's.
+    shape, rule = (
+        (r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", "lower-case letters, digits and '-', 47 at most, a letter first")
+        if kubernetes
+        else (r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", "letters, digits, '.', '_' and '-', 120 at most")
+    )
+    if name is not None and not re.fullmatch(shape, name):
+        raise UserError(f"--id {name!r} is not a job's name", hint=rule)
+    return name
+
+
+def new_name(verb: str) -> str:
+    """A job's name that was never used: verb, UTC time and four random digits."""
+    return f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+app = new_app()
+app.command(context_settings=CONTEXT)(command)
+
+if __name__ == "__main__":
+    run_app(app)
