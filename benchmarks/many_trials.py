@@ -85,8 +85,8 @@ def _trivial_trials() -> Iterator[None]:
     """On one machine 64 processes take turns instead of a new one for each trial: their start is not Tune's."""
     config_of = engine._tune_config
 
-    def reusing(base: config.Recipe, *, concurrent: int) -> tune.TuneConfig:
-        return dataclasses.replace(config_of(base, concurrent=concurrent), reuse_actors=True)
+    def reusing(sweep: Sweep, *, concurrent: int) -> tune.TuneConfig:
+        return dataclasses.replace(config_of(sweep, concurrent=concurrent), reuse_actors=True)
 
     with mock.patch.object(engine, "train_trial", _trivial), mock.patch.object(engine, "_tune_config", reusing):
         yield

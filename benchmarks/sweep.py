@@ -102,7 +102,7 @@ def _curve(run: Run) -> list[float]:
 
 def _played_back(recipe: config.Recipe, curves: list[list[float]], at_once: int) -> tuple[int, float]:
     """Epochs that ASHA lets pass, and the highest mAP in them."""
-    asked = config.override(recipe, ["tune.method=asha"], where="this benchmark")
+    asked = sweep_of(config.override(recipe, ["tune.method=asha"], where="this benchmark"), "played-back", ())
 
     def play(settings: dict[str, Any]) -> None:
         best = 0.0

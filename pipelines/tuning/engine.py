@@ -1,8 +1,8 @@
 """Many trainings on one cluster, by Ray Tune: how many at once, in which order, which ones stop early.
 
 What a training has reached is in its run folder. Tune's own snapshot, in ``tune/`` of the sweep's folder, matters only
-where a searcher remembers something, or a scheduler has stopped some (its own memory Tune does not keep); elsewhere a
-sweep goes on with a new Tune experiment over what is unfinished.
+where a searcher remembers something, or a scheduler has stopped some; elsewhere a sweep goes on with a new Tune
+experiment over what is unfinished.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int) -> None
         tuner = tune.Tuner(
             trainable,
             param_space=_param_space(base, numbers),
-            tune_config=_tune_config(base, concurrent=concurrent),
+            tune_config=_tune_config(sweep, concurrent=concurrent),
             run_config=tune.RunConfig(
                 name="state" if remembers else f"listed-{datetime.now(UTC):%Y%m%d-%H%M%S}",
                 storage_path=path,
@@ -147,12 +147,12 @@ def _param_space(base: config.Recipe, numbers: Sequence[int]) -> dict[str, Any]:
     return {"trial": tune.grid_search(list(numbers))}
 
 
-def _tune_config(base: config.Recipe, *, concurrent: int) -> tune.TuneConfig:
-    settings = base.tune
+def _tune_config(sweep: Sweep, *, concurrent: int) -> tune.TuneConfig:
+    base, settings = sweep.base, sweep.base.tune
     searched = settings.method in ("tpe", "pbt")
     return tune.TuneConfig(
         search_alg=searcher_of(base),
-        scheduler=scheduler_of(base),
+        scheduler=scheduler_of(sweep),
         num_samples=settings.trials if searched else 1,
         # The whole population of pbt is alive at once, or those that wait would pause the others at every takeover.
         max_concurrent_trials=concurrent,
@@ -162,11 +162,13 @@ def _tune_config(base: config.Recipe, *, concurrent: int) -> tune.TuneConfig:
     )
 
 
-def scheduler_of(base: config.Recipe) -> TrialScheduler | None:
+def scheduler_of(sweep: Sweep) -> TrialScheduler | None:
     """Who stops trainings early, or lets them take over from others; None: nobody."""
+    base = sweep.base
     settings, by = base.tune, base.checkpoints.best
     if settings.method == "asha":
-        return ASHAScheduler(
+        return Asha(
+            sweep,
             # Epochs, as Tune's own count of reports starts again where a training goes on.
             time_attr="epoch",
             metric=f"best_{by}",
@@ -184,6 +186,24 @@ def scheduler_of(base: config.Recipe) -> TrialScheduler | None:
             hyperparam_mutations={"values": {key: _domain(values) for key, values in settings.space.items()}},
         )
     return None
+
+
+class Asha(ASHAScheduler):
+    """ASHA that knows, when a sweep goes on, what its trainings had reached before: Tune does not keep its rungs."""
+
+    def __init__(self, sweep: Sweep, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._sweep = sweep
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial of a new sweep, or one of a sweep that goes on: its rungs are filled from its run's validations."""
+        super().on_trial_add(tune_controller, trial)
+        by, best = self._sweep.base.checkpoints.best, 0.0
+        for row in self._sweep.run_of(trial.config, trial.trial_id).metrics():
+            if row["kind"] == "validation":
+                best = max(best, row[by])
+                # What it would decide now is void: that was decided then.
+                self.on_trial_result(tune_controller, trial, {"epoch": row["epoch"] + 1, f"best_{by}": best})
 
 
 def searcher_of(base: config.Recipe) -> Searcher | None:

@@ -61,6 +61,12 @@ class Sweep:
         """The recipe whose keys the trials change."""
         return config.parse_recipe(self.recipe, where=f"sweep {self.name}")
 
+    def run_of(self, settings: Mapping[str, Any], trial_id: str) -> Run:
+        """The run in which Tune's trial with these settings began."""
+        number = settings.get("trial")
+        name = f"{self.name}-{trial_id}" if number is None else self.trials[number].run
+        return Run(runs(Storage(self.base.storage)) / name)
+
 
 def train_trial(settings: dict[str, Any], *, sweep: Sweep) -> None:
     """Train one trial from wherever its run stands; every validation goes to Tune as it is made.

@@ -103,9 +103,9 @@ class Watch(Callback):
         self._show(trials, "over")
 
     def _run_of(self, trial: TuneTrial) -> Run | None:
-        number = trial.config.get("trial")
-        by_id = f"{self._sweep.name}-{trial.trial_id}" if number is None else self._sweep.trials[number].run
-        run = Run(runs(Storage(self._sweep.base.storage)) / self._runs.get(trial.trial_id, by_id))
+        run = self._sweep.run_of(trial.config, trial.trial_id)
+        if trial.trial_id in self._runs:  # after a takeover it is another one
+            run = Run(runs(Storage(self._sweep.base.storage)) / self._runs[trial.trial_id])
         return run if (run.location / "manifest.json").exists() else None
 
     def _show(self, trials: Sequence[TuneTrial], state: str) -> None:

@@ -18,11 +18,12 @@ from safetensors.torch import load
 
 from icre import ablation, figures
 from icre.ablation import Variant
-from icre.errors import ConfigError, TrainingError, UserError
+from icre.errors import ConfigError, UserError
 from icre.figures import sweep_curves
 from pipelines import ablate, prepare, runs, series
 from pipelines.runs import Run
 from pipelines.storage import Storage
+from pipelines.tuning import engine
 from tests.conftest import Recipes
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
@@ -95,9 +96,12 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
     trials = planned(recipes, tmp_path, table="lambda")
     assert [trial.recipe.loss.icg.weight for trial in trials[:7]] == [1.0, 0.1, 0.2, 0.5, 0.8, 1.5, 2.0]
 
-    def result_of(run: Run, recipe: Any) -> Any:
-        if (recipe.loss.icg.weight, recipe.seed) == (2.0, 1):
-            raise TrainingError("lost")
+    def train(sweep: Any, numbers: Any, *, concurrent: int) -> None:
+        for trial in (trials[number] for number in numbers):
+            lost = (trial.recipe.loss.icg.weight, trial.recipe.seed) == (2.0, 1)
+            trial.run.write_status("failed" if lost else "finished", error="lost\n  hint: look for it")
+
+    def evaluation_of(run: Run, recipe: Any) -> Any:
         reached = recipe.loss.icg.weight / 4 + recipe.seed / 100
         scores = {"mean": {"rank1": reached, "mAP": reached / 2}, "queries": 9, "skipped": 0}
         other = scores | {"mean": {"rank1": 0.0, "mAP": 0.0}}
@@ -110,7 +114,8 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
             "directions": {"visible_to_infrared": scores, "infrared_to_visible": other},
         }
 
-    monkeypatch.setattr(series, "result_of", result_of)
+    monkeypatch.setattr(engine, "run_trials", train)
+    monkeypatch.setattr(series, "evaluation_of", evaluation_of)
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "sweep_curves", lambda sweeps: drawn.append(sweeps) or sweep_curves(sweeps))
     folder = Storage(tmp_path / "sweep")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +193,30 @@ def test_what_tpe_chooses_is_what_the_recipe_gets() -> None:
         seen.add((got.schedule.milestones, got.model.sdce_order, got.batch.identities))
         searcher.on_trial_complete(str(number), {"best_mAP": 0.1 * number, "best_rank1": 0.5})
     assert len(seen) > 3
+
+
+def test_asha_knows_after_a_restart_what_was_reached_before_it(recipes: Recipes) -> None:
+    """Rungs after 1, 3 and 9 epochs: whoever is behind the run that is there is stopped at the first of them."""
+    space = "tune.space={optimizer.lr: {low: 1.0e-6, high: 1.0e-2, log: true}}"
+    sweep = swept(recipes("train.epochs=9", "tune.method=asha", "tune.trials=3", space), "asha")
+
+    def decision(number: int, reached: float) -> str:
+        scheduler = engine.scheduler_of(sweep)
+        assert scheduler is not None
+        trials = [SimpleNamespace(config={"trial": n}, trial_id=f"id{n}") for n in range(3)]
+        for trial in trials:
+            scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        result = {"epoch": 1, "best_mAP": reached}
+        return str(scheduler.on_trial_result(None, trials[number], result))  # type: ignore[arg-type]
+
+    assert decision(1, 0.1) == "CONTINUE", "nothing to be compared with"
+    before = Run(runs(Storage(sweep.base.storage)) / sweep.trials[0].run)
+    before.write_metrics(
+        {"kind": "validation", "step": 6 * n, "epoch": n - 1, "mAP": 0.5 + n / 100, "rank1": 0.0, "mINP": 0.0}
+        for n in range(1, 4)
+    )
+    assert decision(1, 0.1) == "STOP" and decision(1, 0.6) == "CONTINUE"
+    assert decision(0, 0.0) == "CONTINUE", "its own first rung is behind it"
 
 
 def outcome(run: str, value: float, seed: int, mAP: float | None, rank1: float = 0.0) -> Outcome:
