@@ -12,6 +12,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,6 +23,8 @@ _POLL_S = 0.1
 _LOG_LINES = 15
 # Below the range from which Linux takes the ports of outgoing connections: a restart finds its ports free.
 _PORTS = range(20_000, 32_000)
+# Linux takes the *thread* that started a program for its parent. This one lives as long as the process, others may not.
+_STARTER = ThreadPoolExecutor(1, thread_name_prefix="starter-of-programs")
 # Asks Linux for SIGKILL when the parent is gone, then becomes the program. Not `preexec_fn`, which forks a process that
 # may have threads. PR_SET_PDEATHSIG is 1; the parent may have gone before it was asked for.
 _WITH_PARENT = """
@@ -43,8 +46,7 @@ end_all(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]))
 class Program:
     """One program with a log. It dies with this process, on Linux also when that is killed by SIGKILL.
 
-    ``label`` names it in errors; ``guarded``: a :class:`Guard` sees to it that it dies. Linux ends it with the *thread*
-    that started it: start it in one that lives on.
+    ``label`` names it in errors; ``guarded``: a :class:`Guard` sees to it that it dies.
     """
 
     def __init__(
@@ -77,7 +79,8 @@ class Program:
         Raises IcreError with the end of its log if it ends early or is not ready in time; it is not running then.
         """
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = _STARTER.submit(
+                subprocess.Popen,
                 [*self._before, *self._command],
                 cwd=self.log.parent,
                 env=self._environment,
@@ -85,31 +88,39 @@ class Program:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends its programs
-            )
+            ).result()
         deadline = time.monotonic() + timeout_s
         while not is_ready():
-            if (code := self._process.poll()) is not None or time.monotonic() > deadline:
-                self.kill()
-                what = f"ended with exit code {code}" if code is not None else f"was not ready after {timeout_s:.0f} s"
+            if (ended := self._has_ended()) or time.monotonic() > deadline:
+                code = self.kill()
+                what = f"ended with exit code {code}" if ended else f"was not ready after {timeout_s:.0f} s"
                 tail = "\n".join(self.said.splitlines()[-_LOG_LINES:])
                 raise IcreError(f"{self.label} {what}; its log ends:\n{tail}", hint="see the log above")
             time.sleep(_POLL_S)
 
     def ask_to_end(self) -> None:
         """SIGTERM, without waiting. No effect if it is down."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and not self._has_ended():
             self._process.terminate()
 
-    def kill(self, *, patience_s: float = 0.0) -> None:
-        """Let it end by itself for ``patience_s``, then SIGKILL for its process group. No effect if it is down."""
+    def kill(self, *, patience_s: float = 0.0) -> int | None:
+        """Let it end by itself for ``patience_s``, then SIGKILL for its process group, and so for what it left behind.
+
+        Returns its exit code, None if it was down.
+        """
         if self._process is None:
-            return
-        try:
-            self._process.wait(patience_s)
-        except subprocess.TimeoutExpired:  # so its id is not a stranger's yet
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            return None
+        deadline = time.monotonic() + patience_s
+        while not self._has_ended() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        os.killpg(self._process.pid, signal.SIGKILL)  # not waited for yet, so its id is not a stranger's
+        code = self._process.wait()
         self._process = None
+        return code
+
+    def _has_ended(self) -> bool:
+        assert self._process is not None
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 class Guard:

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,14 @@ def test_acknowledged_objects_survive_a_kill(object_store: ObjectStore) -> None:
     object_store.restart()
     for key, body in content.items():
         assert s3.get_object(Bucket=object_store.bucket, Key=key)["Body"].read() == body
+
+
+def test_it_outlives_the_thread_that_started_it(object_store: ObjectStore) -> None:
+    starter = threading.Thread(target=object_store.restart)
+    starter.start()
+    starter.join()
+    time.sleep(0.5)  # the time it had been dead after
+    assert answers(object_store.endpoint)
 
 
 def test_the_command_serves_until_interrupted() -> None:
