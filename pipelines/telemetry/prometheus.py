@@ -17,6 +17,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Gauge, generate_latest, pushadd_to_gateway
 from ray.util import metrics as ray_metrics
 
+from icre import config
 from icre.errors import StorageError
 from pipelines.runs import Run, print_warning
 from pipelines.telemetry.background import Row
@@ -139,34 +140,38 @@ class Live:
 
 
 def write_summary(
-    run: Run, *, succeeded: bool, seconds: float, warn: Callable[[str], None] = print_warning
+    run: Run, recipe: config.Recipe, *, succeeded: bool, seconds: float, warn: Callable[[str], None] = print_warning
 ) -> CollectorRegistry:
     """Write ``metrics.prom`` into the folder of a run that ended, and push it if the recipe names a Pushgateway.
 
-    seconds: wall time of the command. Whatever cannot be written or reached is a warning.
+    seconds: wall time of the command. Whatever cannot be written or reached is a warning: that a run ended is pushed
+    also when the storage is what ended it, then without what only metrics.jsonl knows.
     """
     registry = CollectorRegistry()
-    for name, value in _summary(run.metrics(), succeeded=succeeded, seconds=seconds).items():
+    values = _ended(succeeded=succeeded, seconds=seconds)
+    try:
+        values |= _reached(run.metrics())
+    except StorageError as error:
+        warn(f"the run's summary says nothing of its steps: {error}")
+    for name, value in values.items():
         Gauge(name, SUMMARY[name].help, SUMMARY[name].tags, registry=registry).labels(run=run.name).set(value)
     try:
         (run.location / "metrics.prom").write_text(generate_latest(registry).decode())
     except StorageError as error:
         warn(f"the run's summary is not written: {error}")
-    recipe = run.recipe
     if recipe.telemetry.pushgateway is not None:
         _push(recipe.telemetry.pushgateway, registry, recipe.name, warn)
     return registry
 
 
-def _summary(rows: Sequence[Row], *, succeeded: bool, seconds: float) -> dict[str, float]:
+def _ended(*, succeeded: bool, seconds: float) -> dict[str, float]:
     now = time.time()
-    values = {
-        "icre_train_last_completion_timestamp_seconds": now,
-        "icre_train_duration_seconds": seconds,
-        "icre_train_steps": float(max((row["step"] for row in rows), default=0)),
-    }
-    if succeeded:
-        values["icre_train_last_success_timestamp_seconds"] = now
+    values = {"icre_train_last_completion_timestamp_seconds": now, "icre_train_duration_seconds": seconds}
+    return values | ({"icre_train_last_success_timestamp_seconds": now} if succeeded else {})
+
+
+def _reached(rows: Sequence[Row]) -> dict[str, float]:
+    values = {"icre_train_steps": float(max((row["step"] for row in rows), default=0))}
     for row in rows:
         if row["kind"] == "validation":
             values |= {f"icre_validation_{key.lower()}_ratio": row[key] for key in ("rank1", "mAP", "mINP")}

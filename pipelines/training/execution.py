@@ -58,9 +58,9 @@ def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None)
         # The storage may be what failed: then the reason matters more than that it cannot be written down.
         with warned_of(StorageError):
             run.write_status(state, error=str(failure), restarts=restarts)
-            write_summary(run, succeeded=False, seconds=seconds)
+        write_summary(run, recipe, succeeded=False, seconds=seconds)
         raise failure
-    write_summary(run, succeeded=True, seconds=seconds)
+    write_summary(run, recipe, succeeded=True, seconds=seconds)
     run.write_status("finished", restarts=restarts)
 
 

@@ -281,7 +281,7 @@ def test_the_summary_of_a_run(tmp_path: Path) -> None:
     run = new_run(tmp_path, recipe())
     run.write_metrics([step(1), validation(1, rank1=0.1), step(2), validation(2, rank1=0.7)])
     started = time.time()
-    write_summary(run, succeeded=True, seconds=12.5, warn=pytest.fail)
+    write_summary(run, recipe(), succeeded=True, seconds=12.5, warn=pytest.fail)
     found = summary(run)
     assert found.keys() == SUMMARY.keys()
     assert started <= found["icre_train_last_success_timestamp_seconds"] <= time.time()
@@ -289,13 +289,13 @@ def test_the_summary_of_a_run(tmp_path: Path) -> None:
     assert found["icre_validation_rank1_ratio"] == 0.7
     assert found["icre_validation_map_ratio"] == 0.25 and found["icre_validation_minp_ratio"] == 0.125
 
-    write_summary(run, succeeded=False, seconds=1.0, warn=pytest.fail)
+    write_summary(run, recipe(), succeeded=False, seconds=1.0, warn=pytest.fail)
     assert found.keys() - summary(run).keys() == {"icre_train_last_success_timestamp_seconds"}
 
 
 def test_a_run_that_fails_before_its_first_step_has_a_summary(tmp_path: Path) -> None:
     run = new_run(tmp_path, recipe())
-    write_summary(run, succeeded=False, seconds=1.0, warn=pytest.fail)
+    write_summary(run, recipe(), succeeded=False, seconds=1.0, warn=pytest.fail)
     assert summary(run)["icre_train_steps"] == 0
 
 
@@ -303,9 +303,10 @@ def test_a_pushgateway_or_a_store_that_is_away_is_a_warning(tmp_path: Path) -> N
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
-        run, warnings = new_run(tmp_path, recipe(f"telemetry.pushgateway={url}")), list[str]()
+        asked, warnings = recipe(f"telemetry.pushgateway={url}"), list[str]()
+        run = new_run(tmp_path, asked)
         (tmp_path / "runs" / "night-1" / "metrics.prom").mkdir()
-        write_summary(run, succeeded=True, seconds=1.0, warn=warnings.append)
+        write_summary(run, asked, succeeded=True, seconds=1.0, warn=warnings.append)
     assert len(warnings) == 2 and url in warnings[1]
 
 
@@ -354,12 +355,27 @@ def test_a_pushgateway_keeps_the_last_success_when_the_next_run_fails(
 ) -> None:
     url = served(binary("prometheus-pushgateway"), "--web.listen-address={address}", ready="/-/ready")
     asked = recipe(f"telemetry.pushgateway={url}")
-    write_summary(new_run(tmp_path / "1", asked), succeeded=True, seconds=5.0, warn=pytest.fail)
+    write_summary(new_run(tmp_path / "1", asked), asked, succeeded=True, seconds=5.0, warn=pytest.fail)
     (before,) = pushed(url, "icre_train_last_success_timestamp_seconds")
-    write_summary(new_run(tmp_path / "2", asked), succeeded=False, seconds=6.0, warn=pytest.fail)
+    write_summary(new_run(tmp_path / "2", asked), asked, succeeded=False, seconds=6.0, warn=pytest.fail)
     assert pushed(url, "icre_train_last_success_timestamp_seconds") == [before]
     assert [sample.value for sample in pushed(url, "icre_train_duration_seconds")] == [6.0]
     assert (before.labels["job"], before.labels["recipe"]) == ("icre_train", "night")
+
+
+def test_that_a_run_ended_is_pushed_also_when_its_storage_is_what_ended_it(
+    served: Callable[..., str], tmp_path: Path
+) -> None:
+    url = served(binary("prometheus-pushgateway"), "--web.listen-address={address}", ready="/-/ready")
+    asked, warnings = recipe(f"telemetry.pushgateway={url}"), list[str]()
+    run = new_run(tmp_path, asked)
+    for name in ("config.yaml", "metrics.jsonl", "metrics.prom"):  # cannot be read, or written
+        (Path(run.location.url) / name).unlink(missing_ok=True)
+        (Path(run.location.url) / name).mkdir()
+    write_summary(run, asked, succeeded=False, seconds=6.0, warn=warnings.append)
+    assert len(warnings) == 2
+    assert len(pushed(url, "icre_train_last_completion_timestamp_seconds")) == 1
+    assert pushed(url, "icre_train_last_success_timestamp_seconds") == pushed(url, "icre_train_steps") == []
 
 
 def pushed(url: str, name: str) -> list[Any]:
