@@ -44,3 +44,7 @@ app.add_typer(inspect_data.app, name="data", help="Look into a prepared data set
 def main() -> None:
     """Entry point."""
     run_app(app)
+
+
+if __name__ == "__main__":
+    main()

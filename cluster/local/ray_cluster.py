@@ -227,7 +227,9 @@ class LocalCluster:
             "max-worker-port": 0,
         }
         if number > 0:
-            options["address"] = self.address
+            # On machines of their own nodes share no files; with one folder for all, a node that unpacks the code of a
+            # job takes it away from under the processes of the others.
+            options |= {"address": self.address, "temp-dir": self.folder / f"{number}"}
         else:
             options |= {
                 "port": self._port,

@@ -23,6 +23,7 @@ from cluster.local.namespaces import Network, why_not
 from cluster.local.programs import processes_with
 from cluster.local.ray_cluster import MARK, LocalCluster
 from icre.errors import IcreError, UserError
+from pipelines.jobs.server import connect
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -62,6 +63,36 @@ def eventually(look: Callable[[], Any]) -> Any:
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(nodes=2, cpus=1, head_cpus=2, environment=ALERT) as started:
         yield started
+
+
+JOB = """
+import os
+import ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+
+@ray.remote
+def on_node():
+    return ray.get_runtime_context().get_node_id()
+
+here = os.stat(".").st_ino
+nodes = [node["NodeID"] for node in ray.nodes()]
+place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+there = ray.get([on_node.options(scheduling_strategy=place(node, soft=False)).remote() for node in nodes])
+print(there == nodes and len(nodes) == 2, os.stat(os.getcwd()).st_ino == here)
+"""
+
+
+def test_a_job_keeps_its_folder_when_its_code_comes_to_other_nodes(
+    cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on machines of their own: the nodes are to share no files."""
+    for name, value in cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "job.py").write_text(JOB)
+    client = connect().client
+    name = client.submit_job(entrypoint="python job.py", runtime_env={"working_dir": str(tmp_path)})
+    eventually(lambda: client.get_job_status(name).is_terminal())
+    assert client.get_job_logs(name).splitlines()[-1] == "True True"
 
 
 def test_nodes_have_addresses_of_their_own_and_come_and_go(cluster: LocalCluster) -> None:
