@@ -85,14 +85,14 @@ def _trivial_trials() -> Iterator[None]:
     """On one machine 64 processes take turns instead of a new one for each trial: their start is not Tune's."""
     config_of = engine._tune_config
 
-    def reusing(sweep: Sweep, *, concurrent: int) -> tune.TuneConfig:
-        return dataclasses.replace(config_of(sweep, concurrent=concurrent), reuse_actors=True)
+    def reusing(*asked: Any, **options: Any) -> tune.TuneConfig:
+        return dataclasses.replace(config_of(*asked, **options), reuse_actors=True)
 
     with mock.patch.object(engine, "train_trial", _trivial), mock.patch.object(engine, "_tune_config", reusing):
         yield
 
 
-def _trivial(settings: dict[str, Any], *, sweep: Sweep) -> None:
+def _trivial(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool) -> None:
     """A trial that trains nothing."""
     for epoch in range(1, sweep.base.train.epochs + 1):
         reached = (settings["trial"] * 7919 % 1000) / 1000

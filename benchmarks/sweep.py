@@ -25,7 +25,7 @@ from icre import config
 from pipelines import prepare, series, synthesize
 from pipelines.runs import Run, runs
 from pipelines.storage import Storage
-from pipelines.tuning import engine
+from pipelines.tuning import choosing, engine
 from pipelines.tuning.outcomes import outcomes_of
 from pipelines.tuning.plan import listed_trials
 from pipelines.tuning.sweep import begin, sweep_of
@@ -115,7 +115,7 @@ def _played_back(recipe: config.Recipe, curves: list[list[float]], at_once: int)
         results = tune.Tuner(
             tune.with_resources(play, engine.TRIAL),
             param_space={"number": tune.grid_search(list(range(len(curves))))},
-            tune_config=tune.TuneConfig(scheduler=engine.scheduler_of(asked), max_concurrent_trials=at_once),
+            tune_config=tune.TuneConfig(scheduler=choosing.scheduler_of(asked), max_concurrent_trials=at_once),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         ).fit()
         ended = [result.metrics for result in results if result.metrics]

@@ -114,12 +114,9 @@ def run(trials: Sequence[Trial], data: PreparedData, folder: Storage) -> str:
     markdown = ""
     for numbers in _whole_seeds(trials, concurrent):
         unfinished = [number for number in numbers if trials[number].run.state != "finished"]
-        for number in unfinished:
-            if trials[number].run.state == "failed":
-                trials[number].run.write_status("stopped", error="to be tried again")
         say(f"ablate: trainings {numbers[0] + 1} to {numbers[-1] + 1} of {len(trials)}, {len(unfinished)} unfinished")
         if unfinished:
-            engine.run_trials(sweep, unfinished, concurrent=concurrent)
+            engine.run_trials(sweep, unfinished, concurrent=concurrent, retry_failed=True)
         entries += [_entry(trials[number]) for number in numbers]
         markdown = ablation_table_markdown(entries)
         _write(folder, markdown, trials, entries)

@@ -87,6 +87,10 @@ class Run:
         path = self.location / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def validations(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that are validations."""
+        return [row for row in self.metrics() if row["kind"] == "validation"]
+
     def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
         """Replace metrics.jsonl as a whole: object storage cannot append."""
         text = "".join(json.dumps(row) + "\n" for row in rows)

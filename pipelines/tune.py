@@ -11,7 +11,7 @@ import ray
 import typer
 
 from icre import config
-from icre.errors import ConfigError, DataError, StoppedError
+from icre.errors import ConfigError, DataError, StoppedError, UserError
 from icre.search import overrides_of
 from pipelines import evaluate, prepare, series, synthesize
 from pipelines.command import ConfigFile, DryRun, Overrides, RunByDefault, new_app, run_app, say
@@ -20,9 +20,9 @@ from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.reporting.sweep_table import sweep_table_markdown
 from pipelines.runs import Run, runs
 from pipelines.storage import Storage
-from pipelines.training.launch import steps_per_epoch
+from pipelines.training import launch
 from pipelines.tuning import engine
-from pipelines.tuning.outcomes import grouped, outcomes_of
+from pipelines.tuning.outcomes import grouped, is_settled, outcomes_of
 from pipelines.tuning.plan import describe, listed_trials, probe
 from pipelines.tuning.sweep import begin, check_same, open_sweep, runs_of, summarise, sweep_of
 from pipelines.tuning.trial import Sweep
@@ -90,18 +90,22 @@ def status(
 def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
     """Run a sweep inside an open Ray session: its table, and the test metrics of the best as Markdown."""
     recipe = sweep.base
+    if retry_failed and recipe.tune.method == "pbt":
+        raise UserError(
+            "--retry-failed with tune.method=pbt: where one has failed, the population has gone on without it",
+            hint="leave it out",
+        )
     check_same(sweep, data)
     _check_comparable(sweep, data)
     begin(sweep, data)
-    if retry_failed:
-        _forgive(sweep)
-    states = {outcome.run: outcome.state for outcome in outcomes_of(sweep)}
-    trials = sweep.trials
-    unfinished = [number for number, trial in enumerate(trials) if states[trial.run] not in ("finished", "failed")]
+    outcomes = outcomes_of(sweep)
+    settled = {outcome.run for outcome in outcomes if is_settled(outcome, recipe, retry_failed=retry_failed)}
+    unfinished = [number for number, trial in enumerate(sweep.trials) if trial.run not in settled]
     concurrent = engine.room(recipe)
-    planned = len(trials) or recipe.tune.trials
-    left = len(unfinished) if trials else max(0, planned - sum(state == "finished" for state in states.values()))
-    left = 0 if engine.is_over(sweep) and not retry_failed else left
+    planned = len(sweep.trials) or recipe.tune.trials
+    left = len(unfinished) if sweep.trials else max(0, planned - len(settled))
+    if recipe.tune.method == "pbt":  # a takeover is a run of its own, so runs say nothing of how many are left
+        left = 0 if engine.is_over(sweep) else planned
     if left:
         classes = len(data.classes)
         measured: Any = ray.get(
@@ -109,7 +113,7 @@ def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
                 recipe, classes
             )
         )
-        each = steps_per_epoch(recipe, data)
+        each = launch.steps_per_epoch(recipe, data)
         say(
             describe(
                 recipe,
@@ -120,7 +124,7 @@ def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
                 measured=measured,
             )
         )
-        engine.run_trials(sweep, unfinished, concurrent=concurrent)
+        engine.run_trials(sweep, unfinished, concurrent=concurrent, retry_failed=retry_failed)
     markdown, best = summarise(sweep, synthetic=data.manifest["synthetic"])
     if best is None:
         return markdown
@@ -135,16 +139,16 @@ def _check_comparable(sweep: Sweep, data: PreparedData) -> None:
             f"{data.location.url} has no validation identities, so no training could be called better than another",
             hint="give some: data.split.val=0.1, or a val list in the split file; then prepare again",
         )
+    problems: dict[str, str] = {}
     for trial in sweep.trials:
-        found = Run(runs(Storage(sweep.base.storage)) / trial.run)
-        series.check_reusable(found, trial.recipe, data)
-
-
-def _forgive(sweep: Sweep) -> None:
-    for outcome in outcomes_of(sweep):
-        if outcome.state == "failed":
-            found = Run(runs(Storage(sweep.base.storage)) / outcome.run)
-            found.write_status("stopped", error=f"to be tried again after: {outcome.error}")
+        series.check_reusable(sweep.run_called(trial.run), trial.recipe, data)
+        try:
+            launch.check_images(trial.recipe, data)
+        except (ConfigError, DataError) as error:
+            problems.setdefault(error.message, trial.run)
+    if problems:
+        lines = [f"{run}: {message}" for message, run in problems.items()]
+        raise ConfigError("\n".join(lines), hint="these images do not allow it; --dry-run lists all trainings")
 
 
 def _evaluated(run: Run, recipe: config.Recipe) -> config.Recipe:

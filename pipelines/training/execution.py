@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,12 +90,25 @@ def _stopping_on_sigterm(board: ActorHandle[Any]) -> Iterator[None]:
 
 
 def explain(error: TrainingFailedError) -> IcreError:
-    """The error that a worker raised, if it is one that a user can act on."""
-    for failure in getattr(error, "worker_failures", {}).values():
-        original = getattr(failure, "cause", failure)
-        if isinstance(original, IcreError):
-            return original
-    return TrainingError(f"training failed: {error}", hint="the workers' tracebacks are in the run folder under logs/")
+    """The error that a worker raised, if it is one that a user can act on; else what became of a worker, in a line."""
+    failures = [_origin(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    for failure in failures:
+        if isinstance(failure, IcreError):
+            return failure
+    said = _in_a_line(failures[0] if failures else error)
+    return TrainingError(f"training failed: {said}", hint="the workers' tracebacks are in the run folder under logs/")
+
+
+def _origin(failure: Exception) -> BaseException:
+    """What a worker raised, or what Ray says of one that is gone, without Ray Train's wrapping."""
+    inner: BaseException = getattr(failure, "health_check_failure", failure)
+    return getattr(inner, "cause", None) or inner
+
+
+def _in_a_line(failure: BaseException) -> str:
+    # Ray lists the ids of what died in lines of their own, which begin with a tab.
+    lines = [line for line in str(failure).splitlines() if not line.startswith("\t")]
+    return textwrap.shorten(f"{type(failure).__name__}: {' '.join(lines)}", 500, placeholder=" …")
 
 
 def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:

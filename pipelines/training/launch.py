@@ -26,14 +26,19 @@ def start(recipe: config.Recipe, name: str | None, *, lineage: Mapping[str, Any]
     """
     recipe = as_started(recipe)
     data = open_data(recipe)
-    _check_size(recipe, data)
-    _check_validation(data)
+    check_images(recipe, data)
     # Building the network here finds a weights file that does not fit before anything is written.
     initial_network(recipe, classes=len(data.classes))
     runs.runs(Storage(recipe.storage)).check_writable()
     run = runs.create_run(recipe, name, data, lineage=lineage)
     say(f"train: run {run.name}, its recipe:\n{textwrap.indent(recipe.to_yaml(), '  ')}")
     return run
+
+
+def check_images(recipe: config.Recipe, data: PreparedData) -> None:
+    """Raises ConfigError or DataError when the recipe cannot be trained, and a best epoch be found, with ``data``."""
+    _check_size(recipe, data)
+    _check_validation(data)
 
 
 def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:

@@ -1,7 +1,7 @@
 """Checkpoints of a run, written in the background by worker 0.
 
 A checkpoint is made durable in this order: its files, its ``checkpoint.json``, the metrics of its steps, the pointers
-``last`` and ``best``. Stopped anywhere in between, the run goes on from the one before, and writes the same again.
+``best`` and ``last``. Stopped anywhere in between, the run goes on from the one before, and writes the same again.
 """
 
 from __future__ import annotations
@@ -109,10 +109,11 @@ class Saver:
                 (target / file).upload(Path(scratch) / file)
         # Lines of steps that no checkpoint holds would come twice after a restart: both are written together.
         run.write_metrics(metrics)
-        run.point("last", name)
-        self._last_good = name
         if improved:
             run.point("best", name)
+        # The very last, as it is what a training goes on from: what comes after it would never be done.
+        run.point("last", name)
+        self._last_good = name
         run.remove_checkpoints(but=self._kept(snapshot.progress.step))
 
     def _kept(self, step: int) -> set[str | None]:

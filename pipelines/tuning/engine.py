@@ -1,8 +1,7 @@
 """Many trainings on one cluster, by Ray Tune: how many at once, in which order, which ones stop early.
 
-What a training has reached is in its run folder. Tune's own snapshot, in ``tune/`` of the sweep's folder, matters only
-where a searcher remembers something, or a scheduler has stopped some; elsewhere a sweep goes on with a new Tune
-experiment over what is unfinished.
+What a training has reached is in its run folder, and a sweep goes on with a new Tune experiment over what is not
+finished. Only the population of pbt is as Tune's own snapshot says, in ``tune/`` of the sweep's folder.
 """
 
 from __future__ import annotations
@@ -18,19 +17,18 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
-from ray.tune.search import Searcher
 
 from icre import config
-from icre.config import Interval
 from icre.errors import ConfigError, TrainingError
 from pipelines.session import Demand
 from pipelines.storage import Storage
+from pipelines.tuning.choosing import scheduler_of, searcher_of
+from pipelines.tuning.outcomes import Outcome, is_settled, outcomes_of
 from pipelines.tuning.trial import Sweep, train_trial
 from pipelines.tuning.watch import STATUS, Watch
 
-REMEMBERING = ("asha", "tpe", "pbt")
-"""Methods whose scheduler or searcher has a memory."""
+POPULATION = "state"
+"""Name of pbt's Tune experiment, which is the same whenever the sweep goes on."""
 TRIAL = {"memory": float(2**20)}
 """Of the process that starts a training and waits for it. Tune wants it to reserve something, and no CPU: on nodes that
 are filled to the last one, a training would wait for ever for what those processes hold."""
@@ -44,38 +42,40 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     # A training that fails in its first epoch reports nothing.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    # Seconds between snapshots of what schedulers and searchers remember.
+    # Seconds between snapshots.
     "TUNE_GLOBAL_CHECKPOINT_S": "10",
 }
 
 
-def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int) -> None:
+def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_failed: bool = False) -> None:
     """Train the trials of ``sweep`` with these numbers, or whatever its searcher chooses, inside an open Ray session.
 
-    A training that fails is recorded as failed and stops no other. Raises TrainingError when Tune itself fails.
+    A training that fails is recorded as failed and stops no other; with ``retry_failed``, one that is recorded so is
+    trained. Raises TrainingError when Tune itself fails.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     base = sweep.base
+    others = _others(sweep, numbers, retry_failed=retry_failed)
     # A trial needs next to nothing itself: Ray Train reserves what its workers need.
-    trainable = tune.with_resources(tune.with_parameters(train_trial, sweep=sweep), TRIAL)
+    trainable = tune.with_resources(tune.with_parameters(train_trial, sweep=sweep, retry_failed=retry_failed), TRIAL)
     filesystem, path = (Storage(sweep.location) / "tune").arrow()
-    snapshot = f"{path}/state"
-    remembers = base.tune.method in REMEMBERING
-    if remembers and tune.Tuner.can_restore(snapshot, storage_filesystem=filesystem):
+    is_population = base.tune.method == "pbt"
+    if is_population and _has_snapshot(sweep):
+        snapshot = f"{path}/{POPULATION}"
         tuner = tune.Tuner.restore(snapshot, trainable=trainable, resume_errored=True, storage_filesystem=filesystem)
     else:
         tuner = tune.Tuner(
             trainable,
-            param_space=_param_space(base, numbers),
-            tune_config=_tune_config(sweep, concurrent=concurrent),
+            param_space={"trial": tune.grid_search(list(numbers))} if sweep.trials else {},
+            tune_config=_tune_config(sweep, others, concurrent=concurrent, retry_failed=retry_failed),
             run_config=tune.RunConfig(
-                name="state" if remembers else f"listed-{datetime.now(UTC):%Y%m%d-%H%M%S}",
+                name=POPULATION if is_population else f"{base.tune.method}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
                 storage_path=path,
                 storage_filesystem=filesystem,
                 # Of the process that starts the training, with its node; what is wrong with a training is not retried.
                 failure_config=tune.FailureConfig(max_failures=base.train.max_failures),
-                callbacks=[Watch(sweep, len(numbers) or base.tune.trials)],
+                callbacks=[Watch(sweep, len(sweep.trials) or base.tune.trials, others)],
                 verbose=0,
             ),
         )
@@ -91,12 +91,39 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int) -> None
 
 
 def is_over(sweep: Sweep) -> bool:
-    """Whether its scheduler or searcher has ended all that it began, and begins no more; what it stopped stays so."""
+    """Whether the population of pbt has ended all that it began, and begins no more; what was stopped stays so."""
     status = Storage(sweep.location) / STATUS
-    if sweep.base.tune.method not in REMEMBERING or not status.exists():
+    if sweep.base.tune.method != "pbt" or not status.exists():
         return False
     last = status.read_json()
     return last["state"] == "over" and not last["counts"]["pending"] and not last["counts"]["running"]
+
+
+def _others(sweep: Sweep, numbers: Sequence[int], *, retry_failed: bool) -> list[Outcome]:
+    """Trainings of the sweep that are not trained now. Tune's own snapshot has all of pbt."""
+    if sweep.base.tune.method == "pbt":
+        return []
+    now = {sweep.trials[number].run for number in numbers}
+    outcomes = outcomes_of(sweep)
+    if sweep.trials:
+        return [outcome for outcome in outcomes if outcome.run not in now]
+    return [outcome for outcome in outcomes if is_settled(outcome, sweep.base, retry_failed=retry_failed)]
+
+
+def _has_snapshot(sweep: Sweep) -> bool:
+    """Whether Tune has written down a population: it does so some seconds after its start, and not atomically.
+
+    From less it would go on without a word, with one trial of no values.
+    """
+    folder = Storage(sweep.location) / "tune" / POPULATION
+    names = folder.list() if folder.exists() else []
+    newest = max((name for name in names if name.startswith("experiment_state-")), default=None)
+    if newest is None or "tuner.pkl" not in names:
+        return False
+    try:
+        return bool(json.loads((folder / newest).read_text())["trial_data"])
+    except ValueError:
+        return False
 
 
 def concurrency(recipe: config.Recipe, *, cpus: Sequence[float], gpus: Sequence[float]) -> int:
@@ -140,107 +167,18 @@ def local_room(recipe: config.Recipe) -> int:
     return max(1, int((os.cpu_count() or 1) // Demand.of_training(recipe.train).cpus))
 
 
-def _param_space(base: config.Recipe, numbers: Sequence[int]) -> dict[str, Any]:
-    if base.tune.method in ("tpe", "pbt"):
-        return {}
-    # Numbers, not trials: Tune gives back a placeholder for anything else when it goes on.
-    return {"trial": tune.grid_search(list(numbers))}
-
-
-def _tune_config(sweep: Sweep, *, concurrent: int) -> tune.TuneConfig:
-    base, settings = sweep.base, sweep.base.tune
-    searched = settings.method in ("tpe", "pbt")
+def _tune_config(
+    sweep: Sweep, others: Sequence[Outcome], *, concurrent: int, retry_failed: bool = False
+) -> tune.TuneConfig:
+    settings = sweep.base.tune
+    chosen = 0 if sweep.trials else settings.trials - len(others)
     return tune.TuneConfig(
-        search_alg=searcher_of(base),
-        scheduler=scheduler_of(sweep),
-        num_samples=settings.trials if searched else 1,
+        search_alg=searcher_of(sweep, outcomes_of(sweep), retry_failed=retry_failed),
+        scheduler=scheduler_of(sweep, [sweep.run_called(outcome.run) for outcome in others]),
+        num_samples=chosen or 1,
         # The whole population of pbt is alive at once, or those that wait would pause the others at every takeover.
         max_concurrent_trials=concurrent,
         time_budget_s=None if settings.hours is None else settings.hours * 3600,
         trial_name_creator=lambda trial: str(trial.trial_id),
         trial_dirname_creator=lambda trial: str(trial.trial_id),
     )
-
-
-def scheduler_of(sweep: Sweep) -> TrialScheduler | None:
-    """Who stops trainings early, or lets them take over from others; None: nobody."""
-    base = sweep.base
-    settings, by = base.tune, base.checkpoints.best
-    if settings.method == "asha":
-        return Asha(
-            sweep,
-            # Epochs, as Tune's own count of reports starts again where a training goes on.
-            time_attr="epoch",
-            metric=f"best_{by}",
-            mode="max",
-            max_t=base.train.epochs,
-            grace_period=min(settings.grace_epochs, base.train.epochs),
-            reduction_factor=settings.reduction,
-        )
-    if settings.method == "pbt":
-        return PopulationBasedTraining(
-            time_attr="epoch",
-            metric=by,
-            mode="max",
-            perturbation_interval=settings.grace_epochs,
-            hyperparam_mutations={"values": {key: _domain(values) for key, values in settings.space.items()}},
-        )
-    return None
-
-
-class Asha(ASHAScheduler):
-    """ASHA that knows, when a sweep goes on, what its trainings had reached before: Tune does not keep its rungs."""
-
-    def __init__(self, sweep: Sweep, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._sweep = sweep
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A trial of a new sweep, or one of a sweep that goes on: its rungs are filled from its run's validations."""
-        super().on_trial_add(tune_controller, trial)
-        by, best = self._sweep.base.checkpoints.best, 0.0
-        for row in self._sweep.run_of(trial.config, trial.trial_id).metrics():
-            if row["kind"] == "validation":
-                best = max(best, row[by])
-                # What it would decide now is void: that was decided then.
-                self.on_trial_result(tune_controller, trial, {"epoch": row["epoch"] + 1, f"best_{by}": best})
-
-
-def searcher_of(base: config.Recipe) -> Searcher | None:
-    """Who chooses the next values from the results so far; None: they are listed, or drawn by the scheduler."""
-    settings, by = base.tune, base.checkpoints.best
-    if settings.method != "tpe":
-        return None
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-    metrics = [f"best_{name}" for name in settings.objectives] or [f"best_{by}"]
-    return OptunaSearch(
-        space={f"values/{key}": _distribution(values) for key, values in settings.space.items()},
-        metric=metrics if len(metrics) > 1 else metrics[0],
-        mode=["max"] * len(metrics) if len(metrics) > 1 else "max",
-        seed=base.seed,
-    )
-
-
-def _domain(values: list[Any] | Interval) -> Any:
-    """The values of one key in Tune's words."""
-    if not isinstance(values, Interval):
-        return list(values)
-    if values.integer:
-        drawn = tune.lograndint if values.log else tune.randint
-        return drawn(int(values.low), int(values.high) + 1)
-    return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
-
-
-def _distribution(values: list[Any] | Interval) -> Any:
-    """The values of one key in Optuna's words."""
-    from optuna import distributions
-
-    if not isinstance(values, Interval):
-        return distributions.CategoricalDistribution([json.dumps(value) for value in values])
-    if values.integer:
-        return distributions.IntDistribution(int(values.low), int(values.high), log=values.log)
-    return distributions.FloatDistribution(values.low, values.high, log=values.log)

@@ -12,9 +12,7 @@ from icre.ablation import Spread
 from icre.search import front
 from pipelines.runs import Run, runs
 from pipelines.storage import Storage
-from pipelines.tuning.trial import Sweep
-
-METRICS = ("mAP", "rank1", "mINP")
+from pipelines.tuning.trial import METRICS, Sweep
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,11 @@ class Outcome:
     """Of its steps alone: no start, no validation."""
     error: str | None = None
 
+    @property
+    def reached(self) -> Mapping[str, float] | None:
+        """``best`` as a result to compare by: None for a training that failed, whatever it had reached until then."""
+        return None if self.state == "failed" else self.best
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
@@ -48,12 +51,19 @@ class Group:
 
     def values(self, metric: str) -> list[float]:
         """In [0, 1]; of the seeds that have one."""
-        return [float(outcome.best[metric]) for outcome in self.outcomes if outcome.best is not None]
+        return [float(outcome.reached[metric]) for outcome in self.outcomes if outcome.reached is not None]
 
     def spread(self, metric: str) -> Spread | None:
-        """Mean and standard deviation over the seeds; None before the first validation."""
+        """Mean and standard deviation over the seeds; None when none of them has a result."""
         values = self.values(metric)
         return Spread.of(values) if values else None
+
+
+def is_settled(outcome: Outcome, recipe: config.Recipe, *, retry_failed: bool = False) -> bool:
+    """Whether a sweep that goes on leaves this training as it is. What ASHA has stopped stays stopped."""
+    if outcome.state == "failed":
+        return not retry_failed
+    return outcome.state == "finished" or (outcome.state == "stopped" and recipe.tune.method == "asha")
 
 
 def outcomes_of(sweep: Sweep) -> list[Outcome]:
@@ -72,13 +82,14 @@ def outcomes_of(sweep: Sweep) -> list[Outcome]:
             if manifest.get("sweep", {}).get("name") == sweep.name or trial is not None:
                 found.append(outcome_of(run, manifest, sweep.base.checkpoints.best))
         elif trial is not None:
-            found.append(Outcome(name, trial.recipe.seed, trial.labels, "pending"))
+            status = _status(run)
+            found.append(Outcome(name, trial.recipe.seed, trial.labels, status["state"], error=status.get("error")))
     return found
 
 
 def outcome_of(run: Run, manifest: Mapping[str, Any], best_by: str) -> Outcome:
     """Of a run that has begun."""
-    status = (run.location / "status.json").read_json() if run.state else {"state": "pending"}
+    status = _status(run)
     rows = run.metrics()
     validations = [row for row in rows if row["kind"] == "validation"]
     best = max(validations, key=lambda row: row[best_by], default=None)
@@ -95,6 +106,12 @@ def outcome_of(run: Run, manifest: Mapping[str, Any], best_by: str) -> Outcome:
     )
 
 
+def _status(run: Run) -> dict[str, Any]:
+    path = run.location / "status.json"
+    status: dict[str, Any] = path.read_json() if path.exists() else {"state": "pending"}
+    return status
+
+
 def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
     """One group for each combination of values, in the order of their first."""
     groups: dict[str, list[Outcome]] = {}
@@ -106,9 +123,10 @@ def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
 def chosen(groups: Sequence[Group], recipe: config.Recipe) -> Group | None:
     """The best by ``checkpoints.best``, or, with ``tune.objectives``, that of the front whose mean of them is highest.
 
-    Only groups with a result of every seed take part, or a lucky seed could win; None when there is none.
+    Only groups with a result of every seed take part, or a lucky seed could win, or a recipe that ends in a failure;
+    None when there is none.
     """
-    whole = [group for group in groups if all(outcome.best is not None for outcome in group.outcomes)]
+    whole = [group for group in groups if all(outcome.reached is not None for outcome in group.outcomes)]
     metrics = recipe.tune.objectives or (recipe.checkpoints.best,)
     scores = [[sum(group.values(metric)) / len(group.outcomes) for metric in metrics] for group in whole]
     best = [(sum(score), -index) for index, (score, on) in enumerate(zip(scores, front(scores), strict=True)) if on]

@@ -13,13 +13,16 @@ from typing import Any
 from ray import tune
 
 from icre import config
-from icre.errors import IcreError
+from icre.errors import ConfigError, DataError, IcreError, WeightsError
 from icre.search import overrides_of
-from pipelines.runs import Run, runs
+from pipelines.data.prepared import open_data
+from pipelines.runs import Run, create_run, runs
 from pipelines.storage import Storage
 from pipelines.training import execution, launch
 from pipelines.training.fork import fork
 
+METRICS = ("mAP", "rank1", "mINP")
+"""What a validation says that trainings are compared by."""
 POINTER = "pointer.json"
 """What Tune keeps of a training that others may take over: which run and which step, not the weights themselves."""
 
@@ -61,29 +64,32 @@ class Sweep:
         """The recipe whose keys the trials change."""
         return config.parse_recipe(self.recipe, where=f"sweep {self.name}")
 
-    def run_of(self, settings: Mapping[str, Any], trial_id: str) -> Run:
-        """The run in which Tune's trial with these settings began."""
-        number = settings.get("trial")
-        name = f"{self.name}-{trial_id}" if number is None else self.trials[number].run
+    def run_called(self, name: str) -> Run:
+        """One of its runs, begun or not."""
         return Run(runs(Storage(self.base.storage)) / name)
 
+    def run_of(self, settings: Mapping[str, Any], trial_id: str) -> Run:
+        """The run in which Tune's trial with these settings began."""
+        if "trial" in settings:
+            return self.run_called(self.trials[settings["trial"]].run)
+        return self.run_called(settings.get("run", f"{self.name}-{trial_id}"))
 
-def train_trial(settings: dict[str, Any], *, sweep: Sweep) -> None:
+
+def train_trial(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool = False) -> None:
     """Train one trial from wherever its run stands; every validation goes to Tune as it is made.
 
-    settings: ``{"trial": its number}``, or what a searcher chose, ``{"values": {key: value}}``.
+    settings: ``{"trial": its number}``, or what was chosen, ``{"values": {key: value}, "run": name}``.
     Returns, too, when it fails for a reason that would be there again, and which status.json of its run then says: Tune
     starts anew whatever raises.
     """
     base = sweep.base
     taken_over = base.tune.method == "pbt"
-    trial = (
-        sweep.trials[settings["trial"]] if "trial" in settings else chosen_trial(settings["values"], sweep, _trial_id())
-    )
+    name = sweep.run_of(settings, _trial_id()).name
+    trial = sweep.trials[settings["trial"]] if "trial" in settings else chosen_trial(settings["values"], sweep, name)
     run = _run_of(trial, base, sweep) if not taken_over else _run_taken_over(trial, base, sweep)
     tell = _teller(run, with_pointer=taken_over)
     _tell_newest(run, tell)
-    if run.state in ("finished", "failed"):
+    if run.state == "finished" or (run.state == "failed" and not retry_failed):
         return
     # The last epoch is told of after the end, or a scheduler that stops there would cut the end off.
     last = run.recipe.train.epochs - 1
@@ -93,17 +99,17 @@ def train_trial(settings: dict[str, Any], *, sweep: Sweep) -> None:
 
 
 def _tell_newest(run: Run, tell: Callable[[Mapping[str, Any]], None]) -> None:
-    for row in [row for row in run.metrics() if row["kind"] == "validation"][-1:]:
+    for row in run.validations()[-1:]:
         tell(row)
 
 
-def chosen_trial(values: Mapping[str, Any], sweep: Sweep, trial_id: str) -> Trial:
-    """The training that a searcher chose; its run is named after Tune's id of the trial."""
+def chosen_trial(values: Mapping[str, Any], sweep: Sweep, run: str) -> Trial:
+    """The training that a searcher chose. Raises ConfigError for values that break a rule between keys."""
     space, method = sweep.base.tune.space, sweep.base.tune.method
     # Optuna takes words and numbers for the items of a list, so it is given JSON.
     as_json = {key for key in values if method == "tpe" and isinstance(space[key], list)}
     plain = {key: json.loads(value) if key in as_json else value for key, value in values.items()}
-    return Trial.of(sweep.base, f"{sweep.name}-{trial_id}", overrides=overrides_of(plain), labels=plain)
+    return Trial.of(sweep.base, run, overrides=overrides_of(plain), labels=plain)
 
 
 def _trial_id() -> str:
@@ -111,9 +117,14 @@ def _trial_id() -> str:
 
 
 def _run_of(trial: Trial, base: config.Recipe, sweep: Sweep) -> Run:
-    run = Run(runs(Storage(base.storage)) / trial.run)
+    """The trial's run. One that cannot be started, by these images, is there too: as failed, with the reason."""
+    run = sweep.run_called(trial.run)
     if not (run.location / "manifest.json").exists():
-        launch.start(trial.recipe, trial.run, lineage=lineage(trial, sweep))
+        try:
+            launch.start(trial.recipe, trial.run, lineage=lineage(trial, sweep))
+        except (ConfigError, DataError, WeightsError) as error:
+            create_run(launch.as_started(trial.recipe), trial.run, open_data(base), lineage=lineage(trial, sweep))
+            run.write_status("failed", error=str(error))
     return run
 
 
@@ -153,17 +164,22 @@ def _leave(name: str, base: config.Recipe) -> None:
 def _teller(run: Run, *, with_pointer: bool) -> Callable[[Mapping[str, Any]], None]:
     """Reports a validation to Tune, with the best of the run so far; those that were told before are left out."""
     best_by = run.recipe.checkpoints.best
-    told = {"epoch": 0}
-    best: dict[str, float] = {}
+    told = 0
 
     def tell(row: Mapping[str, Any]) -> None:
-        if row["epoch"] + 1 <= told["epoch"]:
+        nonlocal told
+        if row["epoch"] < told:
             return
-        told["epoch"] = row["epoch"] + 1
-        found = {name: row[name] for name in ("mAP", "rank1", "mINP")}
-        if not best or found[best_by] > best[f"best_{best_by}"]:
-            best.update({f"best_{name}": value for name, value in found.items()})
-        report = {"epoch": told["epoch"], "step": row["step"], "run": run.name, **found, **best}
+        told = row["epoch"] + 1
+        # From the run: what was reached before a restart counts, too, and is told by nobody now.
+        best = max((own for own in run.validations() if own["epoch"] < told), key=lambda own: float(own[best_by]))
+        report = {
+            "epoch": told,
+            "step": row["step"],
+            "run": run.name,
+            **{name: row[name] for name in METRICS},
+            **{f"best_{name}": best[name] for name in METRICS},
+        }
         if not with_pointer:
             tune.report(report)
             return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -13,8 +15,9 @@ from ray.util.metrics import Gauge
 
 from icre.errors import StorageError
 from pipelines.command import say
-from pipelines.runs import Run, now, runs, warned_of
+from pipelines.runs import Run, now, warned_of
 from pipelines.storage import Storage
+from pipelines.tuning.outcomes import Outcome
 from pipelines.tuning.trial import Sweep
 
 INTERVAL_S = 5.0
@@ -35,18 +38,20 @@ class Watch(Callback):
     Tune pickles its callbacks and makes them anew when a sweep goes on: everything begins in :meth:`setup`.
     """
 
-    def __init__(self, sweep: Sweep, trainings: int) -> None:
-        self._sweep, self._trainings = sweep, trainings
+    def __init__(self, sweep: Sweep, trainings: int, others: Sequence[Outcome]) -> None:
+        """trainings: of the whole sweep; others: those of them that are not trained this time."""
+        self._sweep, self._trainings, self._others = sweep, trainings, others
 
     def setup(self, *_: Any, **__: Any) -> None:
         """Called once before the first trial."""
         self._epochs: dict[str, int] = {}
         self._runs: dict[str, str] = {}
         self._ended: dict[str, str] = {}
-        self._best: tuple[float, str] | None = None
         self._reported = time.time()
         self._shown_at, self._line = 0.0, ""
         self._metric = self._sweep.base.checkpoints.best
+        reached = [(other.reached[self._metric], other.run) for other in self._others if other.reached]
+        self._best = max(reached, default=None, key=lambda pair: pair[0])
         self._gauges = {
             name: Gauge(name, description=text, tag_keys=("sweep", *tags))
             for name, text, tags in (
@@ -72,26 +77,23 @@ class Watch(Callback):
         """The end of a training, or Tune's decision that it ends here."""
         run = self._run_of(trial)
         with warned_of(StorageError):
-            state = None if run is None else run.state
-            if run is not None and state == "running":
+            state = run.state
+            if state == "running":
                 state = "stopped"
                 epoch = self._epochs.get(trial.trial_id, 0)
                 run.write_status(state, error=f"stopped by the sweep {self._sweep.name} after epoch {epoch}")
-            elif run is not None and state == "failed":
+            elif state == "failed":
                 say(f"tune: {run.name} failed: {_first_line(run)}")
             if state is not None:
                 self._ended[trial.trial_id] = state
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """A training that failed for good; one whose process died could not write that down itself."""
+        """A training whose process was lost, or raised, again and again; it could not write that down itself."""
         run = self._run_of(trial)
-        why = f"it could not be started: {trial.error_file}"
         with warned_of(StorageError):
-            if run is not None and run.state == "running":
-                run.write_status("failed", error="the process that started the training was lost again and again")
-            if run is not None and run.state is not None:
-                why = _first_line(run)
-        say(f"tune: {run.name if run is not None else trial.trial_id} failed: {why}")
+            if run.state in (None, "running"):
+                run.write_status("failed", error=f"the process that started it was lost again and again: {_why(trial)}")
+            say(f"tune: {run.name} failed: {_first_line(run)}")
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
         """Tune's own turn: often, so most of them do nothing here."""
@@ -102,16 +104,15 @@ class Watch(Callback):
         """The last state."""
         self._show(trials, "over")
 
-    def _run_of(self, trial: TuneTrial) -> Run | None:
-        run = self._sweep.run_of(trial.config, trial.trial_id)
+    def _run_of(self, trial: TuneTrial) -> Run:
         if trial.trial_id in self._runs:  # after a takeover it is another one
-            run = Run(runs(Storage(self._sweep.base.storage)) / self._runs[trial.trial_id])
-        return run if (run.location / "manifest.json").exists() else None
+            return self._sweep.run_called(self._runs[trial.trial_id])
+        return self._sweep.run_of(trial.config, trial.trial_id)
 
     def _show(self, trials: Sequence[TuneTrial], state: str) -> None:
         self._shown_at = time.monotonic()
-        counts = Counter(self._state(trial) for trial in trials)
-        counts["pending"] += self._trainings - len(trials)  # Tune makes them as it needs them
+        counts = Counter([*(self._state(trial) for trial in trials), *(other.state for other in self._others)])
+        counts["pending"] += max(0, self._trainings - counts.total())  # Tune makes them as it needs them
         sweep = {"sweep": self._sweep.name}
         for name in STATES:
             self._gauges["icre_sweep_trials"].set(counts[name], sweep | {"state": name})
@@ -133,6 +134,13 @@ class Watch(Callback):
         parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
         best = "" if self._best is None else f"; best {self._metric} {100 * self._best[0]:.1f} % ({self._best[1]})"
         return f"tune: {', '.join(parts)}{best}"
+
+
+def _why(trial: TuneTrial) -> str:
+    """The last line of what Tune has of an error: of a traceback, what was raised."""
+    file = Path(trial.error_file or os.devnull)
+    lines = file.read_text().split("\n") if file.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing is known of it")
 
 
 def _first_line(run: Run) -> str:

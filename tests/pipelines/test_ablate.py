@@ -96,7 +96,7 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
     trials = planned(recipes, tmp_path, table="lambda")
     assert [trial.recipe.loss.icg.weight for trial in trials[:7]] == [1.0, 0.1, 0.2, 0.5, 0.8, 1.5, 2.0]
 
-    def train(sweep: Any, numbers: Any, *, concurrent: int) -> None:
+    def train(sweep: Any, numbers: Any, **_: Any) -> None:
         for trial in (trials[number] for number in numbers):
             lost = (trial.recipe.loss.icg.weight, trial.recipe.seed) == (2.0, 1)
             trial.run.write_status("failed" if lost else "finished", error="lost\n  hint: look for it")

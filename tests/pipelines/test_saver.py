@@ -84,6 +84,27 @@ def test_checkpoints_of_a_history_that_was_left_do_not_count_as_newest(run: Run)
     assert run.reference("last") == folder_name(35)
 
 
+@pytest.mark.parametrize("pointed", [0, 1])
+def test_a_kill_between_two_pointers_loses_no_best_checkpoint(run: Run, pointed: int) -> None:
+    """The new best is step 20; what goes on from the last checkpoint does not come to that step again."""
+    save_all(saver(run, Heard()), [10], improved={10})
+    original, done = run.point, list[str]()
+
+    def point(name: str, step_folder: str) -> None:
+        if len(done) == pointed:
+            raise KeyboardInterrupt  # nothing catches it, as nothing catches SIGKILL
+        original(name, step_folder)
+        done.append(name)
+
+    object.__setattr__(run, "point", point)
+    with pytest.raises(KeyboardInterrupt):
+        save_all(saver(run, Heard()), [20], improved={20})
+    object.__delattr__(run, "point")
+    last = int(str(run.reference("last")).removeprefix("step-"))
+    save_all(saver(run, Heard()), [step for step in (20, 30) if step > last], improved={20})
+    assert (run.reference("last"), run.reference("best")) == (folder_name(30), folder_name(20))
+
+
 def test_a_snapshot_does_not_change_while_training_goes_on() -> None:
     network = torch.nn.BatchNorm2d(3)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)

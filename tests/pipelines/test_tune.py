@@ -23,6 +23,7 @@ from pipelines.training.execution import execute
 from pipelines.training.fork import fork
 from pipelines.training.launch import start
 from pipelines.tuning import engine
+from pipelines.tuning.choosing import scheduler_of, searcher_of
 from pipelines.tuning.outcomes import Group, Outcome, chosen, grouped, outcomes_of
 from pipelines.tuning.plan import Probe, describe, listed_trials, probe
 from pipelines.tuning.sweep import open_sweep, sweep_of
@@ -180,16 +181,17 @@ def test_what_tpe_chooses_is_what_the_recipe_gets() -> None:
     }
     asked = {"tune": {"method": "tpe", "space": space, "objectives": ["mAP", "rank1"]}}
     recipe = config.parse_recipe(asked, where="the test")
-    searcher = engine.searcher_of(recipe)
+    sweep = sweep_of(recipe, "sweep", ())
+    searcher = searcher_of(sweep)
     assert searcher is not None
     seen = set()
     for number in range(20):
         suggested = searcher.suggest(str(number))
-        trial = chosen_trial(suggested["values"], sweep_of(recipe, "sweep", ()), str(number))
-        got = trial.recipe
+        assert suggested is not None and suggested["run"] == f"sweep-{number}"
+        got = chosen_trial(suggested["values"], sweep, "a-run").recipe
         assert got.schedule.milestones in ((), (2.5, 7.0)) and got.model.sdce_order in ("cross", "self_cross")
         assert 1e-5 <= got.optimizer.lr <= 1e-2 and got.batch.identities in (4, 5, 6)
-        assert got.optimizer.lr == suggested["values"]["optimizer.lr"] and trial.run == f"sweep-{number}"
+        assert got.optimizer.lr == suggested["values"]["optimizer.lr"]
         seen.add((got.schedule.milestones, got.model.sdce_order, got.batch.identities))
         searcher.on_trial_complete(str(number), {"best_mAP": 0.1 * number, "best_rank1": 0.5})
     assert len(seen) > 3
@@ -201,7 +203,7 @@ def test_asha_knows_after_a_restart_what_was_reached_before_it(recipes: Recipes)
     sweep = swept(recipes("train.epochs=9", "tune.method=asha", "tune.trials=3", space), "asha")
 
     def decision(number: int, reached: float) -> str:
-        scheduler = engine.scheduler_of(sweep)
+        scheduler = scheduler_of(sweep)
         assert scheduler is not None
         trials = [SimpleNamespace(config={"trial": n}, trial_id=f"id{n}") for n in range(3)]
         for trial in trials:

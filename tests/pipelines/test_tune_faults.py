@@ -1,0 +1,374 @@
+"""Sweeps that are broken, by real processes that are really killed: they end as those that are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray import cloudpickle as ray_pickle
+from ray import tune as ray_tune
+from safetensors.torch import load
+
+from cluster.local.programs import kill_all, processes_with
+from icre import config, figures
+from icre.errors import ConfigError, UserError
+from icre.figures import sweep_curves
+from pipelines import prepare, tune
+from pipelines.data.feed import Feed
+from pipelines.data.prepared import PreparedData
+from pipelines.runs import Run
+from pipelines.storage import Storage
+from pipelines.training import launch
+from pipelines.training.worker import Worker
+from pipelines.tuning import engine, trial
+from pipelines.tuning.choosing import scheduler_of, searcher_of
+from pipelines.tuning.outcomes import Outcome, chosen, grouped, outcomes_of
+from pipelines.tuning.plan import listed_trials
+from pipelines.tuning.sweep import sweep_of
+from pipelines.tuning.trial import METRICS, Sweep, chosen_trial, lineage
+from tests.conftest import Recipes
+
+ROOT = Path(__file__).resolve().parents[2]
+WAIT_S = 300.0
+TIMES = {"time", "images_per_s", "data_wait_s"}
+MARK = "ICRE_TEST_SWEEP"
+
+on_ray = pytest.mark.usefixtures("ray_cluster")
+
+
+def swept(recipe: config.Recipe, name: str) -> Sweep:
+    return sweep_of(recipe, name, listed_trials(recipe, name))
+
+
+def run_of(sweep: Sweep, number: int) -> Run:
+    return sweep.run_called(sweep.trials[number].run)
+
+
+def last_step(run: Run) -> int:
+    last = run.reference("last")
+    return 0 if last is None else int(last.removeprefix("step-"))
+
+
+def trained_plainly(recipe: config.Recipe, data: PreparedData) -> Worker:
+    """The recipe trained from its start to its end in this very process, without Ray Tune and Ray Train."""
+    threads, steps = torch.get_num_threads(), launch.steps_per_epoch(recipe, data)
+    torch.set_num_threads(1)
+    nowhere = Run(Storage(recipe.storage) / "runs" / "nowhere")
+    worker = Worker.start(recipe, nowhere, data, steps_per_epoch=steps, device=torch.device("cpu"), warn=pytest.fail)
+    feed = Feed(data, recipe, steps, 0, 1)
+    for batch in feed.batches(start=0, stop=worker.total_steps, device=worker.device):
+        worker.record(worker.step(batch), seconds=1.0, waited=0.0)
+        if worker.is_epoch_over:
+            worker.end_epoch()
+    torch.set_num_threads(threads)
+    return worker
+
+
+def timeless(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def assert_same_end(run: Run, plain: Worker) -> None:
+    assert timeless(run.metrics()) == timeless(plain.metrics)
+    ours = load((run.location / "checkpoints" / str(run.reference("last")) / "model.safetensors").read_bytes())
+    theirs = plain.network.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def wait_until(happened: Callable[[], bool], alive: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not happened():
+        assert alive() and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def ended_by_force(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A command with a Ray of its own; after the body, SIGKILL for it and all that it has started."""
+    mark = secrets.token_hex(8)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {MARK: mark}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, **quiet)
+    try:
+        yield process
+    finally:
+        kill_all(processes_with(MARK, mark))
+        process.wait()
+
+
+def workers_here() -> list[int]:
+    """Training processes of the tests' own Ray: this machine may have others."""
+    ours = processes_with("ICRE_CACHE", os.environ["ICRE_CACHE"])
+    return [pid for pid in ours if "RayTrainWorker" in command_line(pid)]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # over
+        return ""
+
+
+@contextmanager
+def killing_workers(run: Run, *, after: Sequence[int]) -> Iterator[list[int]]:
+    """SIGKILL the workers of ``run`` whenever a checkpoint of one of these steps is durable; the killed ones."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        for step in after:
+            wait_until(lambda step=step: over.is_set() or last_step(run) >= step, lambda: True)  # type: ignore[misc]
+            found = workers_here()
+            kill_all(found)
+            killed.extend(found)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join(timeout=10)
+
+
+@on_ray
+@pytest.mark.timeout(400)
+def test_a_sweep_that_is_broken_three_times_ends_as_one_that_is_not(
+    recipes: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command is killed with its whole Ray; then a worker; then the worker again, which is once too often."""
+    space = "tune.space={loss.icg.weight: [0.5], loss.icg.rho1: [0.2]}"
+    settings = ("train.epochs=4", "evaluation.trials=2", "tune.concurrent=1", "train.max_failures=1")
+    recipe = recipes(*settings, "tune.method=each", space)
+    data = prepare.run(recipe)
+    sweep = swept(recipe, "broken")
+    first, second, third = (sweep.run_called(trial.run) for trial in sweep.trials)
+
+    file = tmp_path / "sweep.yaml"
+    file.write_text(recipe.to_yaml())
+    capsys.readouterr()
+    with ended_by_force(
+        [sys.executable, "-m", "pipelines.tune", "--config", str(file), "--sweep", "broken"]
+    ) as command:
+        wait_until(lambda: last_step(second) > 0, lambda: command.poll() is None)
+        tune.status("broken", storage=recipe.storage)
+    said = capsys.readouterr()
+    assert "1 pending, 1 running, 1 finished" in said.err and said.out.count("| running |") == 1
+    assert (first.state, second.state, third.state) == ("finished", "running", None)
+    assert 0 < last_step(second) < 24, "the second one had ended already, so nothing is shown"
+    kept = {path: (first.location / path).read_bytes() for path in first.location.walk_files() if "eval" not in path}
+
+    with killing_workers(third, after=(6, 12)) as killed:
+        tune.run(sweep, data)
+    assert len(killed) == 2 and 12 <= last_step(third) < 24
+    written = (Storage(sweep.location) / "results.json").read_json()
+    assert [row["state"] for row in written] == ["finished", "finished", "failed"]
+    assert "worker process has died" in written[2]["error"].split("\n")[0], "the table's last lines have the first line"
+    assert (Storage(sweep.location) / "status.json").read_json()["counts"]["finished"] == 2
+
+    drawn: list[list[figures.Sweep]] = []
+    monkeypatch.setattr(figures, "sweep_curves", lambda panels, **_: drawn.append(panels) or sweep_curves(panels))  # type: ignore[func-returns-value]
+    tune.run(sweep, data, retry_failed=True)
+    assert kept == {path: (first.location / path).read_bytes() for path in kept}, "what was finished is left alone"
+    plain = [trained_plainly(trial.recipe, data) for trial in sweep.trials]
+    for run, undisturbed in zip((first, second, third), plain, strict=True):
+        assert_same_end(run, undisturbed)
+    validations = [[row for row in worker.metrics if row["kind"] == "validation"] for worker in plain]
+    best = [{metric: max(rows, key=lambda row: row["mAP"])[metric] for metric in METRICS} for rows in validations]
+    written = (Storage(sweep.location) / "results.json").read_json()
+    assert [(row["state"], row["epochs"], row["best"]) for row in written] == [("finished", 4, own) for own in best]
+    own, weight, rho1 = ({"rank1": [one["rank1"]], "mAP": [one["mAP"]]} for one in best)
+    assert drawn == [
+        [
+            figures.Sweep("loss.icg.weight", {1.0: own, 0.5: weight}, chosen=1.0),
+            figures.Sweep("loss.icg.rho1", {recipe.loss.icg.rho1: own, 0.2: rho1}, chosen=recipe.loss.icg.rho1),
+        ]
+    ]
+
+
+@on_ray
+@pytest.mark.timeout(120)
+def test_tpe_goes_on_with_what_it_had_begun_and_trains_nothing_twice(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask_for(trials: int) -> Sweep:
+        space = "tune.space={optimizer.lr: {low: 0.0001, high: 1.0}}"
+        return swept(recipes("tune.method=tpe", f"tune.trials={trials}", space, "train.epochs=1"), "chosen")
+
+    def reached(sweep: Sweep) -> dict[str, tuple[Any, Any]]:
+        engine.run_trials(sweep, [], concurrent=1)
+        return {outcome.run: (outcome.labels, outcome.best) for outcome in outcomes_of(sweep)}
+
+    prepare.run(ask_for(3).base)
+    monkeypatch.setattr(engine, "train_trial", played)
+    ray_pickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
+    before = reached(ask_for(3))
+    assert len(before) == 3
+    # As after a kill: one of them still trains, and Ray Tune has written nothing down.
+    (Storage(ask_for(3).location) / "tune").delete()
+    cut = ask_for(3).run_called(min(before))
+    cut.write_status("running")
+    cut.write_metrics([])
+    after = reached(ask_for(5))
+    assert {run: after[run] for run in before} == before
+    assert len(after) == 5 == len({json.dumps(labels) for labels, _ in after.values()})
+    counts = (Storage(ask_for(5).location) / "status.json").read_json()["counts"]
+    assert counts == {"pending": 0, "running": 0, "finished": 5, "stopped": 0, "failed": 0}
+
+
+def played(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool) -> None:
+    """A training of no time, which reaches its learning rate."""
+    asked = chosen_trial(settings["values"], sweep, settings["run"])
+    run = sweep.run_called(asked.run)
+    if not (run.location / "manifest.json").exists():
+        launch.start(asked.recipe, asked.run, lineage=lineage(asked, sweep))
+    reached = asked.recipe.optimizer.lr
+    validate(run, [reached])
+    ray_tune.report({"epoch": 1, "run": asked.run, **{f"best_{metric}": reached for metric in METRICS}})
+    run.write_status("finished")
+
+
+def validate(run: Run, reached: Sequence[float]) -> None:
+    """Write a validation of each epoch down."""
+    run.write_metrics(
+        {"kind": "validation", "step": 6 * (epoch + 1), "epoch": epoch, **dict.fromkeys(METRICS, value)}
+        for epoch, value in enumerate(reached)
+    )
+
+
+def known(rate: float, mAP: float | None, state: str = "finished") -> Outcome:
+    best = None if mAP is None else dict.fromkeys(METRICS, mAP)
+    return Outcome(f"chosen-{rate}", 0, {"optimizer.lr": rate, "model.sdce_order": "cross"}, state, best=best)
+
+
+def test_what_tpe_knew_decides_what_it_chooses_after_a_restart(recipes: Recipes) -> None:
+    """Trainings say that a rate of 1e-5 is the best; those that have failed had reached more before they did."""
+    space = "optimizer.lr: {low: 1.0e-6, high: 1.0, log: true}, model.sdce_order: [cross, self_cross]"
+    sweep = swept(recipes("tune.method=tpe", f"tune.space={{{space}}}"), "chosen")
+    past = [known(rate, 1 - abs(np.log10(rate) + 5) / 5) for rate in np.logspace(-6, 0, 21).tolist()]
+    past += [known(0.5 + number / 100, 2.0, "failed") for number in range(3)]
+    cut = known(0.123, 0.4, "running")
+
+    def choices(before: Sequence[Outcome], count: int, **options: Any) -> list[dict[str, Any]]:
+        searcher = searcher_of(sweep, before, **options)
+        assert searcher is not None
+        return [searcher.suggest(str(number)) or {} for number in range(count)]
+
+    def distance(found: Sequence[dict[str, Any]]) -> float:
+        return float(np.median([abs(np.log10(choice["values"]["optimizer.lr"]) + 5) for choice in found]))
+
+    begun, *new = choices([*past, cut], 12)
+    assert begun["run"] == "chosen-0.123" and chosen_trial(begun["values"], sweep, "x").labels == cut.labels
+    assert [choice["run"] for choice in new] == [f"chosen-{number}" for number in range(1, 12)]
+    assert distance(new) < 0.7 < 1.4 < distance(choices([], 12))
+    # The same seed, and one training that is over: the next is another.
+    (only,) = choices([], 1)
+    over = Outcome(
+        "chosen-0", 0, chosen_trial(only["values"], sweep, "x").labels, "finished", best=dict.fromkeys(METRICS, 0.5)
+    )
+    assert choices([over], 1)[0]["values"] != only["values"]
+    assert choices(past, 1, retry_failed=True)[0]["run"] == "chosen-0.5"
+
+
+def test_tpe_chooses_no_combination_that_breaks_a_rule(recipes: Recipes) -> None:
+    space = "tune.space={model.dim: [32, 64], model.heads: [4, 64]}"
+    sweep = sweep_of(recipes("tune.method=tpe", space), "chosen", ())
+    searcher = searcher_of(sweep)
+    assert searcher is not None
+    found = [chosen_trial((searcher.suggest(str(n)) or {})["values"], sweep, "x").labels for n in range(20)]
+    assert {tuple(values.values()) for values in found} == {(32, 4), (64, 4), (64, 64)}
+    narrow = searcher_of(sweep_of(recipes("tune.method=tpe", "tune.space={model.heads: [64]}"), "chosen", ()))
+    assert narrow is not None
+    with pytest.raises(ConfigError, match=r"(?s)100 choices in a row .*model\.heads=64"):
+        narrow.suggest("0")
+
+
+def test_asha_compares_with_what_was_finished_before_a_restart(recipes: Recipes) -> None:
+    space = "tune.space={optimizer.lr: {low: 1.0e-6, high: 1.0e-2, log: true}}"
+    sweep = swept(recipes("train.epochs=9", "tune.method=asha", "tune.trials=3", space), "asha")
+    validate(run_of(sweep, 0), [0.3, 0.5, 0.4])
+
+    def decision(epoch: int, reached: float) -> str:
+        scheduler = scheduler_of(sweep, [run_of(sweep, 0)])
+        assert scheduler is not None
+        trial: Any = SimpleNamespace(config={"trial": 1}, trial_id="abc")
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        return str(scheduler.on_trial_result(None, trial, {"epoch": epoch, "best_mAP": reached}))  # type: ignore[arg-type]
+
+    assert decision(1, 0.29) == "STOP" and decision(1, 0.31) == "CONTINUE"
+    assert decision(3, 0.49) == "STOP" and decision(3, 0.51) == "CONTINUE"
+
+
+def test_the_best_until_now_counts_what_was_reached_before_a_restart(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = swept(recipes("tune.method=each", "tune.space={loss.icg.weight: [0.5]}"), "told")
+    run = run_of(sweep, 1)
+    (run.location / "config.yaml").write_text(sweep.trials[1].recipe.to_yaml())
+    (run.location / "manifest.json").write_json({})
+    validate(run, [0.2, 0.6, 0.4])
+    run.write_status("finished")
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(trial, "_trial_id", lambda: "abc")
+    monkeypatch.setattr(ray_tune, "report", told.append)
+    trial.train_trial({"trial": 1}, sweep=sweep)
+    assert [(row["epoch"], row["mAP"], row["best_mAP"], row["run"]) for row in told] == [(3, 0.4, 0.6, "told-0001")]
+
+
+@on_ray
+def test_what_the_images_do_not_allow_is_an_error_before_or_a_failure_with_its_reason(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = recipes("tune.method=grid", "tune.space={batch.identities: [4, 500, 501]}")
+    data = prepare.run(many)
+    with pytest.raises(ConfigError, match=r"many-0001: .*500.*\nmany-0002: .*501"):
+        tune.run(swept(many, "many"), data)
+    assert not Storage(swept(many, "many").location).exists()
+
+    searched = recipes("tune.method=tpe", "tune.space={batch.identities: {low: 500, high: 501, integer: true}}")
+    sweep = swept(searched, "searched")
+    monkeypatch.setattr(trial, "_trial_id", lambda: "abc")
+    trial.train_trial({"values": {"batch.identities": 500}, "run": "searched-abc"}, sweep=sweep)
+    (found,) = outcomes_of(sweep)
+    assert (found.run, found.state, found.labels) == ("searched-abc", "failed", {"batch.identities": 500})
+    assert "500" in str(found.error)
+
+
+def test_a_training_that_failed_is_not_the_best_whatever_it_had_reached() -> None:
+    groups = grouped([known(0.1, 0.4), known(0.2, 0.9, "failed"), known(0.3, None, "running")])
+    best = chosen(groups, config.Recipe())
+    assert best is not None and best.labels["optimizer.lr"] == 0.1
+    assert groups[1].spread("mAP") is None and groups[1].outcomes[0].to_dict()["best"]["mAP"] == 0.9
+
+
+def test_a_population_goes_on_only_from_a_whole_snapshot(recipes: Recipes) -> None:
+    """Of less Ray Tune would make one trial without values; --retry-failed finds nothing in a population."""
+    sweep = swept(recipes("tune.method=pbt", "tune.space={optimizer.lr: {low: 0.1, high: 1.0}}"), "many")
+    folder = Storage(sweep.location) / "tune" / engine.POPULATION
+    whole = json.dumps({"trial_data": [["a trial"]]})
+    seen = [engine._has_snapshot(sweep)]
+    for name, content in (
+        ("tuner.pkl", ""),
+        ("experiment_state-1.json", json.dumps({"trial_data": []})),
+        ("experiment_state-2.json", whole),
+        ("experiment_state-3.json", whole[:-1]),
+    ):
+        (folder / name).write_text(content)
+        seen.append(engine._has_snapshot(sweep))
+    assert seen == [False, False, False, True, False]
+    with pytest.raises(UserError, match="--retry-failed"):
+        tune.run(sweep, None, retry_failed=True)  # type: ignore[arg-type]
