@@ -58,6 +58,7 @@ class Monitoring:
             shutil.copy(HERE / "rules.yml", self.folder)
             (self.folder / "prometheus.yml").write_text(yaml.safe_dump(self._configuration()))
             gateway = [_program("prometheus-pushgateway"), f"--web.listen-address={self._addresses[1]}"]
+            gateway.append("--persistence.file=")  # Debian's keeps everything in /var/lib unless told otherwise
             self._start("the Pushgateway", gateway, self.pushgateway, undo)
             options = {
                 "config.file": "prometheus.yml",

@@ -252,7 +252,18 @@ def test_an_alert_fires_in_prometheus(watched: str) -> None:
     assert not ask(watched, 'ALERTS{alertname!="ICRERetrainFailed", alertstate="firing"}')
 
 
-# The command
+# The servers and their command
+
+
+def test_what_was_pushed_goes_to_no_disk(tmp_path: Path) -> None:
+    """It would be written minutes later, and come up again with the next start."""
+    need("prometheus")
+    need("prometheus-pushgateway")
+    with (
+        Monitoring(tmp_path / "no-cluster.json") as servers,
+        urllib.request.urlopen(f"{servers.pushgateway}/api/v1/status") as answer,
+    ):
+        assert json.load(answer)["data"]["flags"]["persistence.file"] == ""
 
 
 def test_the_command_serves_on_loopback_until_interrupted(tmp_path: Path) -> None:

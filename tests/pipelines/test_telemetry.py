@@ -329,6 +329,9 @@ def fetch(url: str) -> str:
         return ""
 
 
+GATEWAY = ("--web.listen-address={address}", "--persistence.file=")  # Debian's keeps everything unless told so
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Starts a server with ``{address}`` in its arguments replaced, and gives its URL when it answers."""
@@ -353,7 +356,7 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
 def test_a_pushgateway_keeps_the_last_success_when_the_next_run_fails(
     served: Callable[..., str], tmp_path: Path
 ) -> None:
-    url = served(binary("prometheus-pushgateway"), "--web.listen-address={address}", ready="/-/ready")
+    url = served(binary("prometheus-pushgateway"), *GATEWAY, ready="/-/ready")
     asked = recipe(f"telemetry.pushgateway={url}")
     write_summary(new_run(tmp_path / "1", asked), asked, succeeded=True, seconds=5.0, warn=pytest.fail)
     (before,) = pushed(url, "icre_train_last_success_timestamp_seconds")
@@ -366,7 +369,7 @@ def test_a_pushgateway_keeps_the_last_success_when_the_next_run_fails(
 def test_that_a_run_ended_is_pushed_also_when_its_storage_is_what_ended_it(
     served: Callable[..., str], tmp_path: Path
 ) -> None:
-    url = served(binary("prometheus-pushgateway"), "--web.listen-address={address}", ready="/-/ready")
+    url = served(binary("prometheus-pushgateway"), *GATEWAY, ready="/-/ready")
     asked, warnings = recipe(f"telemetry.pushgateway={url}"), list[str]()
     run = new_run(tmp_path, asked)
     for name in ("config.yaml", "metrics.jsonl", "metrics.prom"):  # cannot be read, or written
