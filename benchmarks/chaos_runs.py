@@ -114,17 +114,13 @@ class Command:
         """Its run folder."""
         return Run(Storage(self.storage) / f"runs/{self.name}")
 
-    @property
-    def arguments(self) -> list[str]:
-        """Of Python."""
-        recipe = str(self.stage.recipe(self.storage))
-        return ["-m", "pipelines.train", "--config", recipe, "--run", self.name, "--resume", "auto", *self.overrides]
-
     def start(self) -> subprocess.Popen[bytes]:
         """Run it, on the run as it is."""
+        recipe = str(self.stage.recipe(self.storage))
+        arguments = ["--config", recipe, "--run", self.name, "--resume", "auto", *self.overrides]
         with self.errors.open("ab") as errors:
             return subprocess.Popen(
-                [sys.executable, *self.arguments],
+                [sys.executable, "-m", "pipelines.train", *arguments],
                 env=os.environ | {"ICRE_CHAOS": self.name} | self.environment,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
