@@ -45,7 +45,8 @@ def ray_cluster(object_store: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     from pipelines.session import Demand, ray_session
 
     cache = tmp_path_factory.mktemp("cache")
-    os.environ |= {**object_store.environment(), "ICRE_CACHE": str(cache)}
+    # Ray Train's watcher for nodes that go is one process more in each training; test_chaos has one.
+    os.environ |= {**object_store.environment(), "ICRE_CACHE": str(cache), "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     with ray_session(tmp_path_factory.mktemp("ray-logs"), demand=Demand(4)):
         yield
 

@@ -18,15 +18,16 @@ from pipelines.storage import Storage
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # A minute each, so those whose parts other tests cover are left to `python -m benchmarks.chaos`: a killed worker
-# (test_main_job), a killed command (a part of "truncated"), a killed raylet (a part of "drained"), an object store that
-# comes back (test_storage) or does not (as a disk that stays full), a disk that is full for a while (test_saver), any
-# number of workers (test_distributed), and a worker that hangs.
-EXIT_CODES = {"preempted": [143, 0], "truncated": [-9, 0], "drained": [0], "disk_stays_full": [1, 0]}
+# (test_main_job), a killed command (test_tune_faults), a newest checkpoint that is cut off (test_main_job), a killed
+# raylet (a part of "drained"), an object store that comes back (test_storage) or does not (as a disk that stays full),
+# a disk that is full for a while (test_saver), any number of workers (test_distributed), and a worker that hangs.
+EXIT_CODES = {"preempted": [143, 0], "drained": [0], "disk_stays_full": [1, 0]}
 
 
 @pytest.fixture(scope="module")
 def disturbed() -> Iterator[tuple[Stage, Run]]:
-    with stage() as found:
+    with pytest.MonkeyPatch.context() as patched, stage() as found:
+        patched.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)  # as the other tests have it
         yield found
 
 

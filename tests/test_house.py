@@ -126,6 +126,15 @@ def test_the_command_line_does_not_load_torchvision(tmp_path: Path) -> None:
     assert "torchvision" not in loaded
 
 
+@pytest.mark.parametrize("module", ["fingerprint", "shards", "decoding"])
+def test_tasks_without_a_network_start_without_torch(module: str) -> None:
+    program = f"import sys, pipelines.data.{module}; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
+    loaded = ran.stdout.split()
+    assert f"pipelines.data.{module}" in loaded
+    assert "torch" not in loaded
+
+
 def file_tree(text: str) -> dict[str, str]:
     """Path to description from the first fenced block with a line for ``icre/``; indentation or box lines nest.
 

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -28,11 +27,11 @@ import torch
 from icre import config
 from icre.data import images, plan
 from icre.data.plan import Rows
-from icre.errors import DataError, IcreError
+from icre.errors import IcreError
 from icre.training.step import Batch
-from pipelines.data.caches import DecodedCache, EncodedCache
+from pipelines.data.caches import DecodedCache
+from pipelines.data.decoding import decode_rows, encoded
 from pipelines.data.prepared import PreparedData
-from pipelines.storage import Storage
 
 CHUNK_BYTES = 64 * 2**20
 """Decoded size aimed at: large enough to hide the cost of a task, small enough to have several in memory."""
@@ -104,7 +103,7 @@ class Feed:
 
     def _decoded(self, planned: Iterator[Planned]) -> Iterator[tuple[Planned, np.ndarray]]:
         train, size = self.recipe.train, self.recipe.data
-        decode = _decode.options(num_cpus=train.loader_cpus, scheduling_strategy="SPREAD")
+        decode = decode_rows.options(num_cpus=train.loader_cpus, scheduling_strategy="SPREAD")
 
         def begun() -> Iterator[tuple[list[Planned], Any]]:
             while chunk := list(islice(planned, self.steps_per_chunk)):
@@ -155,7 +154,7 @@ class Feed:
 
 def load_images(data: PreparedData, rows: list[int], *, height: int, width: int, threads: int = 1) -> torch.Tensor:
     """(len(rows), 3, H, W) uint8, decoded here; for sets that fit in memory, such as validation."""
-    cache = _encoded(data.location.url, data.hash)
+    cache = encoded(data.location.url, data.hash)
     with ThreadPoolExecutor(threads) as pool:
         decoded = list(pool.map(lambda row: images.decode(cache[row], height=height, width=width), rows))
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2)
@@ -169,31 +168,3 @@ def _result(task: Any) -> np.ndarray:
             raise error.cause from error
         raise
     return pixels
-
-
-@ray.remote
-def _decode(location: str, data_hash: str, rows: Rows, height: int, width: int) -> np.ndarray:
-    """(len(rows), height, width, 3) uint8."""
-    cache = _encoded(location, data_hash)
-    pixels = _buffer((len(rows), height, width, 3))
-    for out, row in zip(pixels, rows.tolist(), strict=True):
-        images.decode(cache[row], height=height, width=width, out=out)
-    return pixels
-
-
-# One process serves many tasks. What they share is read once a process, and anew when it was prepared anew.
-@lru_cache(maxsize=2)
-def _encoded(location: str, data_hash: str) -> EncodedCache:
-    data = PreparedData.open(Storage(location))
-    if data.hash != data_hash:
-        raise DataError(
-            f"{location} was prepared anew while it is trained on",
-            hint="prepare under another data.name, or stop the training first",
-        )
-    return EncodedCache(data)
-
-
-# Ray has copied a task's result when the process gets its next task; new memory would be faulted in page by page.
-@lru_cache(maxsize=2)
-def _buffer(shape: tuple[int, ...]) -> np.ndarray:
-    return np.empty(shape, np.uint8)

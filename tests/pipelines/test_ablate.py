@@ -1,20 +1,16 @@
-"""An ablation on real Ray: its table, what a second call does, a variant that fails, a driver that is killed."""
+"""An ablation on real Ray: its table, what a second call does, a variant that fails.
+
+What happens when it is killed is the sweep engine's: test_tune_faults.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load
 
 from icre import ablation, figures
 from icre.ablation import Variant
@@ -28,7 +24,6 @@ from tests.conftest import Recipes
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
 
-ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("train.epochs=1", "train.steps_per_epoch=2", "evaluation.trials=2")
 DIVERGING = ("optimizer.lr=1e30", "optimizer.backbone_lr=1e30")
 
@@ -40,10 +35,6 @@ def planned(recipes: Recipes, tmp_path: Path, *overrides: str, **options: Any) -
     return ablate.plan(recipe, file, (), **{"table": "components", "seeds": 2} | options)
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return load((run.location / "checkpoints" / str(run.reference("last")) / "model.safetensors").read_bytes())
-
-
 def cells(markdown: str, variant: str) -> list[str]:
     (line,) = [line for line in markdown.splitlines() if line.startswith(f"| {variant} |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
@@ -52,40 +43,24 @@ def cells(markdown: str, variant: str) -> list[str]:
 def test_the_table_sums_up_its_runs_and_a_second_call_trains_nothing(
     recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = (Variant("baseline", ("components=[]",)), Variant("ICG", ("components=[icg]",)), Variant("bad", DIVERGING))
+    rows = (Variant("ICG", ("components=[icg]",)), Variant("bad", DIVERGING))
     monkeypatch.setitem(ablation.TABLES, "components", rows)
     trials = planned(recipes, tmp_path)
-    assert [(t.variant.name, t.recipe.seed) for t in trials[:4]] == [
-        ("baseline", 0),
-        ("ICG", 0),
-        ("bad", 0),
-        ("baseline", 1),
-    ]
+    assert [(t.variant.name, t.recipe.seed) for t in trials] == [("ICG", 0), ("bad", 0), ("ICG", 1), ("bad", 1)]
+    trials = trials[:3]
     data = prepare.run(trials[0].recipe)
     folder = Storage(tmp_path / "table")
     markdown = ablate.run(trials, data, folder)
 
-    means = {}
-    for trial in trials:
-        if trial.variant.name != "bad":
-            result = (trial.run.location / "eval" / "best-folder.json").read_json()["directions"]
-            means[trial.variant.name, trial.recipe.seed] = {d: scores["mean"] for d, scores in result.items()}
-    rank1 = [100 * means["ICG", seed]["visible_to_infrared"]["rank1"] for seed in (0, 1)]
+    finished = [trial for trial in trials if trial.variant.name == "ICG"]
+    written = [(trial.run.location / "eval" / "best-folder.json").read_json()["directions"] for trial in finished]
+    rank1 = [100 * result["visible_to_infrared"]["mean"]["rank1"] for result in written]
     got = cells(markdown, "ICG")
     assert got[1:3] == ["2", f"{statistics.mean(rank1):.1f} ± {statistics.stdev(rank1):.1f}"]
-    gains = [
-        statistics.mean(
-            100 * (means["ICG", seed][direction]["mAP"] - means["baseline", seed][direction]["mAP"])
-            for direction in ("visible_to_infrared", "infrared_to_visible")
-        )
-        for seed in (0, 1)
-    ]
-    assert got[-2] == f"{statistics.mean(gains):+.1f} ± {statistics.stdev(gains):.1f}"
-    assert cells(markdown, "bad")[1:] == ["0 of 2", "-", "-", "-", "-", "-", "-"]
-    assert markdown.count("not finite") == 2 and "Synthetic data" in markdown
+    assert cells(markdown, "bad")[1:] == ["0 of 1", "-", "-", "-", "-", "-", "-"]
+    assert markdown.count("not finite") == 1 and "Synthetic data" in markdown
     assert (folder / "table.md").read_text() == markdown + "\n"
 
-    finished = [trial for trial in trials if trial.variant.name != "bad"]
     before = [(t.run.location / "status.json").read_json()["updated"] for t in finished]
     again = ablate.run(finished, data, folder)
     assert cells(again, "ICG") == cells(markdown, "ICG")
@@ -102,7 +77,7 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
             trial.run.write_status("failed" if lost else "finished", error="lost\n  hint: look for it")
 
     def evaluation_of(run: Run, recipe: Any) -> Any:
-        reached = recipe.loss.icg.weight / 4 + recipe.seed / 100
+        reached = recipe.loss.icg.weight / 4 + (recipe.seed / 100 if recipe.loss.icg.weight < 1 else 0)
         scores = {"mean": {"rank1": reached, "mAP": reached / 2}, "queries": 9, "skipped": 0}
         other = scores | {"mean": {"rank1": 0.0, "mAP": 0.0}}
         data = {"name": "people", "split": "test", "images": 9, "identities": 3, "hash": "0"}
@@ -126,46 +101,12 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
     assert len(sweep.points[2.0]["rank1"]) == 1
     latex = (folder / "table.tex").read_text().splitlines()
     (row,) = [line for line in latex if line.startswith(r"$\lambda$ = 0.8 &")]
-    # Rank-1 is λ/4 + seed/100: 20.0 and 21.0 %. The mean mAP is a quarter of that, 1.25 below that of λ = 1.
+    # Rank-1 is 20.0 and 21.0 %. The mean mAP is a quarter of that, 1.25 and 1.00 below the 6.25 % of λ = 1; a t of
+    # 1.125 / 0.125 = 9 with one degree of freedom has p = 1 - 2 atan(9) / π = 0.0704.
     assert row.removesuffix(r" \\").split(" & ")[1:4] == ["2", r"20.5 $\pm$ 0.7", r"10.2 $\pm$ 0.4"]
-    assert row.removesuffix(r" \\").split(" & ")[-2:] == [r"-1.2 $\pm$ 0.0", "-"]
+    assert row.removesuffix(r" \\").split(" & ")[-2:] == [r"-1.1 $\pm$ 0.2", "0.07"]
     head = latex.index(r"\begin{tabular}{lrrrrrrr}")
     assert all(line.startswith("%") for line in latex[:head]) and latex[-1] == r"\end{tabular}"
-
-
-def test_a_killed_ablation_goes_on_and_ends_with_the_weights_it_would_have_had(
-    recipes: Recipes, tmp_path: Path, ray_cluster: None
-) -> None:
-    only = {"only": ["ICG"], "seeds": 1}
-    (whole,) = planned(recipes, tmp_path, "name=whole", "train.epochs=5", **only)
-    data = prepare.run(whole.recipe)
-    ablate.run([whole], data, Storage(tmp_path / "whole"))
-
-    (trial,) = planned(recipes, tmp_path, "name=broken", "train.epochs=5", **only)
-    arguments = ["--config", str(tmp_path / "ablation.yaml"), "--only", "ICG", "--seeds", "1"]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.ablate", *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while trial.run.reference("last") is None:
-        assert driver.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    assert trial.run.state == "running"
-
-    ablate.run([trial], data, Storage(tmp_path / "broken"))
-    assert trial.run.state == "finished"
-    steps = [row["step"] for row in trial.run.metrics() if row["kind"] == "step"]
-    assert steps == list(range(1, 11))
-    ours, theirs = weights(trial.run), weights(whole.run)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_runs_with_other_settings_are_refused_before_anything_is_trained(recipes: Recipes, tmp_path: Path) -> None:

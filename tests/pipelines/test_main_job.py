@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -264,9 +265,11 @@ def test_a_run_name_is_used_once(one_worker: Run) -> None:
         launch.start(one_worker.recipe, "one")
 
 
-def stop_after_the_first_checkpoint(recipe: config.Recipe, name: str) -> Run:
-    """A run whose driver died after step 6 of 12: its folder as it was then."""
-    run = trained(recipe, name)
+def stopped_after_the_first_checkpoint(finished: Run, storage: Path, name: str) -> Run:
+    """A copy of a run in another storage, as its folder was when its driver had died after step 6 of 12."""
+    run = Run(Storage(shutil.copytree(finished.location.url, storage / "runs" / name)))
+    moved = config.override(run.recipe, [f"storage={storage}"], where="the tests")
+    (run.location / "config.yaml").write_text(moved.to_yaml())
     (run.location / "checkpoints" / "step-00000012").delete()
     run.point("last", "step-00000006")
     run.write_metrics([row for row in run.metrics() if row["step"] <= 6])
@@ -285,7 +288,7 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_refused(
     recipe, changed = module_recipes(storage), module_recipes(storage, "optimizer.lr=0.5")
     prepare.run(recipe)
     assert resumption.to_resume(recipe, None, "auto", []) is None
-    run = stop_after_the_first_checkpoint(recipe, "broken")
+    run = stopped_after_the_first_checkpoint(one_worker, tmp_path / "storage", "broken")
     assert resumption.to_resume(changed, None, "auto", []) is None
     foreign = runs.runs(Storage(recipe.storage)) / "foreign"
     (foreign / "config.yaml").write_text("train: {epohcs: 3}")
