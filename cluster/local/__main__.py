@@ -38,19 +38,20 @@ def main() -> None:
 def _start(options: argparse.Namespace, running: ExitStack) -> None:
     """Start all, print the variables."""
     # Nodes in namespaces do not reach this machine's loopback addresses, where the object store is.
-    store = None if options.no_object_store or options.namespaces else ObjectStore(bucket=options.bucket)
+    with_store = not options.no_object_store and not options.namespaces
+    # The store first: a port is free for the cluster to choose until somebody listens there.
+    store = running.enter_context(ObjectStore(bucket=options.bucket)) if with_store else None
     known = store.environment() if store else {}
-    cluster = LocalCluster(
-        nodes=options.nodes,
-        cpus=options.cpus,
-        port=options.port,
-        dashboard_port=options.dashboard_port,
-        environment=known,
-        network=running.enter_context(Network()) if options.namespaces else None,
+    cluster = running.enter_context(
+        LocalCluster(
+            nodes=options.nodes,
+            cpus=options.cpus,
+            port=options.port,
+            dashboard_port=options.dashboard_port,
+            environment=known,
+            network=running.enter_context(Network()) if options.namespaces else None,
+        )
     )
-    if store:
-        running.enter_context(store)
-    running.enter_context(cluster)
     for name, value in (cluster.environment() | known).items():
         print(f"export {name}={shlex.quote(value)}")
     print(f"# dashboard: {cluster.dashboard_url}" + (f"; storage={store.url}" if store else ""))
