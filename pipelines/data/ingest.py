@@ -1,4 +1,4 @@
-"""Images become a prepared data set, sharded over the cluster by Ray tasks.
+"""Images become a prepared data set, sharded over the cluster by Ray Data.
 
 survey -> fingerprint every file -> keep the shards that still hold -> decode, fit and write each new shard in one
 task -> manifest last. Killed anywhere and run again, it goes on with what is written and ends with the same bytes.

@@ -471,7 +471,7 @@ def test_prometheus_finds_the_worker_through_rays_discovery_file(
     trained: float, discovery: Path, served: Callable[..., str], tmp_path: Path
 ) -> None:
     # A scrape may take as long as its interval: of an agent that has served the whole suite it can take over a second.
-    scrape = {"job_name": "ray", "scrape_interval": "5s", "file_sd_configs": [{"files": [str(discovery)]}]}
+    scrape = {"job_name": "ray", "scrape_interval": "10s", "file_sd_configs": [{"files": [str(discovery)]}]}
     (tmp_path / "prometheus.yml").write_text(json.dumps({"scrape_configs": [scrape]}))  # JSON is YAML
     url = served(
         binary("prometheus"),
