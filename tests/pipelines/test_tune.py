@@ -65,6 +65,8 @@ def test_a_sweep_ends_with_the_best_recipe_and_a_second_call_trains_nothing(
     found = {outcome.run: outcome for outcome in outcomes_of(sweep)}
     assert [outcome.state for outcome in found.values()] == ["finished", "finished", "failed"]
     assert "not finite" in str(found["rates-0002"].error) and "rates-0002 failed" in said
+    status = (Run(runs(Storage(recipe.storage)) / "rates-0002").location / "status.json").read_json()
+    assert status["state"] == "failed" and "not finite" in status["error"]
     # What the table says is what the runs' own validations say.
     reached = {}
     for name in ("rates-0000", "rates-0001"):

@@ -37,7 +37,7 @@ from pipelines.tuning import engine, trial
 from pipelines.tuning.choosing import scheduler_of, searcher_of
 from pipelines.tuning.outcomes import Outcome, chosen, grouped, outcomes_of
 from pipelines.tuning.plan import listed_trials
-from pipelines.tuning.sweep import sweep_of
+from pipelines.tuning.sweep import summarise, sweep_of
 from pipelines.tuning.trial import METRICS, Sweep, chosen_trial, lineage
 from tests.conftest import Recipes
 
@@ -151,12 +151,12 @@ def test_a_sweep_that_is_broken_three_times_ends_as_one_that_is_not(
     recipes: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its command is killed with its whole Ray; then a worker; then the worker again, which is once too often."""
-    space = "tune.space={loss.icg.weight: [0.5], loss.icg.rho1: [0.2]}"
-    settings = ("train.epochs=4", "evaluation.trials=2", "tune.concurrent=1", "train.max_failures=1")
+    space = "tune.space={loss.icg.weight: [0.5]}"
+    settings = ("train.epochs=6", "evaluation.trials=2", "tune.concurrent=1", "train.max_failures=1")
     recipe = recipes(*settings, "tune.method=each", space)
     data = prepare.run(recipe)
     sweep = swept(recipe, "broken")
-    first, second, third = (sweep.run_called(trial.run) for trial in sweep.trials)
+    first, second = (sweep.run_called(trial.run) for trial in sweep.trials)
 
     file = tmp_path / "sweep.yaml"
     file.write_text(recipe.to_yaml())
@@ -167,31 +167,49 @@ def test_a_sweep_that_is_broken_three_times_ends_as_one_that_is_not(
         wait_until(lambda: last_step(second) > 0, lambda: command.poll() is None)
         tune.status("broken", storage=recipe.storage)
     said = capsys.readouterr()
-    assert "1 pending, 1 running, 1 finished" in said.err and said.out.count("| running |") == 1
-    assert (first.state, second.state, third.state) == ("finished", "running", None)
-    assert 0 < last_step(second) < 24, "the second one had ended already, so nothing is shown"
+    assert "tune: 1 running, 1 finished" in said.err and said.out.count("| running |") == 1
+    assert (first.state, second.state) == ("finished", "running")
+    assert 0 < last_step(second) < 18, "it is too late for what follows"
     kept = {path: (first.location / path).read_bytes() for path in first.location.walk_files() if "eval" not in path}
 
-    with killing_workers(third, after=(6, 12)) as killed:
+    with killing_workers(second, after=(18, 24)) as killed:
         tune.run(sweep, data)
-    assert len(killed) == 2 and 12 <= last_step(third) < 24
+    assert len(killed) == 2 and 24 <= last_step(second) < 36
     written = (Storage(sweep.location) / "results.json").read_json()
-    assert [row["state"] for row in written] == ["finished", "finished", "failed"]
-    assert "worker process has died" in written[2]["error"].split("\n")[0], "the table's last lines have the first line"
-    assert (Storage(sweep.location) / "status.json").read_json()["counts"]["finished"] == 2
+    assert [row["state"] for row in written] == ["finished", "failed"]
+    assert "worker process has died" in written[1]["error"].split("\n")[0], "the table's last lines have the first line"
+    assert (Storage(sweep.location) / "status.json").read_json()["counts"]["finished"] == 1
 
     drawn: list[list[figures.Sweep]] = []
     monkeypatch.setattr(figures, "sweep_curves", lambda panels, **_: drawn.append(panels) or sweep_curves(panels))  # type: ignore[func-returns-value]
     tune.run(sweep, data, retry_failed=True)
     assert kept == {path: (first.location / path).read_bytes() for path in kept}, "what was finished is left alone"
     plain = [trained_plainly(trial.recipe, data) for trial in sweep.trials]
-    for run, undisturbed in zip((first, second, third), plain, strict=True):
+    for run, undisturbed in zip((first, second), plain, strict=True):
         assert_same_end(run, undisturbed)
     validations = [[row for row in worker.metrics if row["kind"] == "validation"] for worker in plain]
     best = [{metric: max(rows, key=lambda row: row["mAP"])[metric] for metric in METRICS} for rows in validations]
     written = (Storage(sweep.location) / "results.json").read_json()
-    assert [(row["state"], row["epochs"], row["best"]) for row in written] == [("finished", 4, own) for own in best]
-    own, weight, rho1 = ({"rank1": [one["rank1"]], "mAP": [one["mAP"]]} for one in best)
+    assert [(row["state"], row["epochs"], row["best"]) for row in written] == [("finished", 6, own) for own in best]
+    own, weight = ({"rank1": [one["rank1"]], "mAP": [one["mAP"]]} for one in best)
+    assert drawn == [[figures.Sweep("loss.icg.weight", {1.0: own, 0.5: weight}, chosen=1.0)]]
+
+
+def test_figure_3_has_a_panel_for_each_key_and_the_recipe_is_in_all_of_them(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipes("tune.method=each", "tune.space={loss.icg.weight: [0.5], loss.icg.rho1: [0.2]}")
+    sweep = swept(recipe, "panels")
+    for number, asked in enumerate(sweep.trials):
+        run = run_of(sweep, number)
+        (run.location / "config.yaml").write_text(asked.recipe.to_yaml())
+        (run.location / "manifest.json").write_json({"seed": asked.recipe.seed, **lineage(asked, sweep)})
+        validate(run, [number / 10])
+        run.write_status("finished")
+    drawn: list[list[figures.Sweep]] = []
+    monkeypatch.setattr(figures, "sweep_curves", lambda panels, **_: drawn.append(panels) or sweep_curves(panels))  # type: ignore[func-returns-value]
+    summarise(sweep, synthetic=True)
+    own, weight, rho1 = ({"rank1": [reached], "mAP": [reached]} for reached in (0.0, 0.1, 0.2))
     assert drawn == [
         [
             figures.Sweep("loss.icg.weight", {1.0: own, 0.5: weight}, chosen=1.0),

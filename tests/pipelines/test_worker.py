@@ -1,9 +1,10 @@
-"""One training process, without Ray and without images: what it does with a step that is not finite."""
+"""One training process, without Ray and without images: steps that are not finite, speed options."""
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,6 +68,27 @@ def test_without_leave_the_first_one_stops_training(recipes: Any, tmp_path: Path
     poison(worker, float("inf"))
     with pytest.raises(NotFiniteError, match="step 1:"):
         take(worker, 0)
+
+
+def test_speed_options_reach_the_network_and_the_checkpoint(recipes: Any, tmp_path: Path) -> None:
+    options = ["precision=bf16", "channels_last=true", "micro_batches=2", "checkpoint_activations=true"]
+    recipe: config.Recipe = recipes(*(f"compute.{option}" for option in options))
+    data: Any = SimpleNamespace(classes=["1", "2", "3", "4"])
+    run = Run(Storage(tmp_path / "run"))
+    worker = Worker.start(recipe, run, data, steps_per_epoch=3, device=CPU, warn=pytest.fail)
+    stored = [value.dtype for value in worker.network.state_dict().values()]
+    convolution = next(layer for layer in worker.network.modules() if isinstance(layer, torch.nn.Conv2d))
+    met: list[torch.dtype] = []
+    convolution.register_forward_hook(lambda _layer, _inputs, output: met.append(output.dtype))
+    for number in (0, 1):
+        assert take(worker, number)["kind"] == "step"
+    assert set(met) == {torch.bfloat16}
+    kept = worker.snapshot()
+    assert [value.dtype for value in kept.network.values()] == stored and torch.bfloat16 not in stored
+    assert all(value.isfinite().all() for value in kept.network.values())
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    # Each of the two parts of a step counts in the running statistics.
+    assert kept.network["head.neck.num_batches_tracked"] == 2 * worker.progress.step
 
 
 def test_what_a_library_draws_depends_on_the_step_alone(recipes: Any, tmp_path: Path) -> None:

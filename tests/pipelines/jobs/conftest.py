@@ -39,7 +39,7 @@ def icre(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return call
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[LocalCluster]:
     with LocalCluster(nodes=2, cpus=2, environment=PLANTED) as found:
         yield found
