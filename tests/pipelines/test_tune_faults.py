@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -258,6 +259,38 @@ def played(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool) -> Non
     validate(run, [reached])
     ray_tune.report({"epoch": 1, "run": asked.run, **{f"best_{metric}": reached for metric in METRICS}})
     run.write_status("finished")
+
+
+def played_where_processes_die(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool) -> None:
+    """As :func:`played`, in a process that is killed the first time, as with its node; one then has a defect, too."""
+    asked = sweep.trials[settings["trial"]]
+    rate = asked.recipe.optimizer.lr
+    died = Path(sweep.base.storage) / f"died-{rate}"
+    if not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rate == 0.03:
+        raise MemoryError("no room for a tensor")
+    played({"values": {"optimizer.lr": rate}, "run": asked.run}, sweep=sweep, retry_failed=retry_failed)
+
+
+@on_ray
+@pytest.mark.timeout(300)
+def test_a_trial_whose_process_is_lost_begins_again_and_stops_no_other(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "tune.space={optimizer.lr: [0.03]}"
+    recipe = recipes("tune.method=each", space, "train.epochs=1", "train.max_failures=1", "optimizer.lr=0.02")
+    prepare.run(recipe)
+    sweep = swept(recipe, "lost")
+    monkeypatch.setattr(engine, "train_trial", played_where_processes_die)
+    ray_pickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
+    engine.run_trials(sweep, range(len(sweep.trials)), concurrent=2)
+    kept, lost = outcomes_of(sweep)
+    assert (kept.state, lost.state) == ("finished", "failed")
+    assert "lost again and again" in str(lost.error) and "no room for a tensor" in str(lost.error)
+    assert f"tune: {lost.run} failed: the process" in capsys.readouterr().err
+    assert len(list(Path(recipe.storage).glob("died-*"))) == 2, "each was killed once"
 
 
 def validate(run: Run, reached: Sequence[float]) -> None:
