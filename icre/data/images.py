@@ -91,10 +91,10 @@ def _resized_fast(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
     # Here, as torch takes seconds to load: loaders do without it, and so does preparing what has the right size.
     import torch
 
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order, torch knows it as channels-last
     size = (height, width)
     resized = torch.nn.functional.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
 def _all_pixels(image: Image.Image, data: bytes, *, plain: bool) -> Image.Image | np.ndarray:
