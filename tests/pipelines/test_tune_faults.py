@@ -168,7 +168,7 @@ def test_a_sweep_that_is_broken_three_times_ends_as_one_that_is_not(
         wait_until(lambda: last_step(second) > 0, lambda: command.poll() is None)
         tune.status("broken", storage=recipe.storage)
     said = capsys.readouterr()
-    assert "tune: 1 running, 1 finished" in said.err and said.out.count("| running |") == 1
+    assert said.err.endswith(": 1 running, 1 finished\n") and said.out.count("| running |") == 1
     assert (first.state, second.state) == ("finished", "running")
     assert 0 < last_step(second) < 18, "it is too late for what follows"
     kept = {path: (first.location / path).read_bytes() for path in first.location.walk_files() if "eval" not in path}
