@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from icre.figures import style
 
-NOT_LOSSES = frozenset({"step", "epoch", "lr", "images_per_s", "data_wait_s"})
+NOT_LOSSES = frozenset({"step", "epoch", "lr", "time", "images_per_s", "data_wait_s"})
 VALIDATION = {"rank1": "rank-1", "mAP": "mAP", "mINP": "mINP"}
 SMOOTHING_SHARE = 1 / 40
 LOG_SCALE_RATIO = 9.0

@@ -12,6 +12,7 @@ import torch
 
 from icre import config
 from icre.errors import NotFiniteError
+from icre.figures.training import loss_terms
 from icre.model.build import build_network
 from icre.training.step import Batch
 from pipelines.runs import Run
@@ -68,6 +69,12 @@ def test_without_leave_the_first_one_stops_training(recipes: Any, tmp_path: Path
     poison(worker, float("inf"))
     with pytest.raises(NotFiniteError, match="step 1:"):
         take(worker, 0)
+
+
+def test_the_report_draws_the_losses_of_a_step_and_not_its_bookkeeping(recipes: Any, tmp_path: Path) -> None:
+    worker = make(recipes, tmp_path)
+    take(worker, 0)
+    assert loss_terms(worker.metrics) == ["loss", "id", "icg_pull", "icg_push"]
 
 
 def test_speed_options_reach_the_network_and_the_checkpoint(recipes: Any, tmp_path: Path) -> None:
