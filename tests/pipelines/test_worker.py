@@ -67,8 +67,9 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(recipes: Any, tmp_pat
 def test_without_leave_the_first_one_stops_training(recipes: Any, tmp_path: Path) -> None:
     worker = make(recipes, tmp_path)
     poison(worker, float("inf"))
-    with pytest.raises(NotFiniteError, match="step 1:"):
+    with pytest.raises(NotFiniteError, match="step 1:") as caught:
         take(worker, 0)
+    assert caught.value.exit_code == 1
 
 
 def test_the_report_draws_the_losses_of_a_step_and_not_its_bookkeeping(recipes: Any, tmp_path: Path) -> None:
@@ -96,6 +97,9 @@ def test_speed_options_reach_the_network_and_the_checkpoint(recipes: Any, tmp_pa
     assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
     # Each of the two parts of a step counts in the running statistics.
     assert kept.network["head.neck.num_batches_tracked"] == 2 * worker.progress.step
+    recipe = recipes("compute.precision=fp16")  # no step of it: few CPUs have float16
+    scaled = Worker.start(recipe, run, data, steps_per_epoch=3, device=CPU, warn=pytest.fail).snapshot()
+    assert scaled.scaler is not None and scaled.scaler["scale"] > 0
 
 
 def test_what_a_library_draws_depends_on_the_step_alone(recipes: Any, tmp_path: Path) -> None:
