@@ -4,7 +4,7 @@
 
 A simulation: 64 nodes are one node that says it has 64 CPUs, a trial reports a few numbers and ends, every other part
 is the sweep's own (scheduler, callback, snapshots into a real S3 server on this machine). Prints the CPU time and the
-memory of the driver, and what it stored.
+memory of the driver, what it stored, and how often it asked the object store for something.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def main() -> None:
         )
         sweep = sweep_of(recipe, "many", listed_trials(recipe, "many"))
         with ray_session(Path(logs), demand=Demand(options.nodes)), _trivial_trials():
-            before, start = _cpu_s(), time.monotonic()
+            before, start, asked_before = _cpu_s(), time.monotonic(), store.requests()
             engine.run_trials(sweep, range(options.trials), concurrent=options.nodes)
-            wall_s, cpu_s = time.monotonic() - start, _cpu_s() - before
+            wall_s, cpu_s, asked = time.monotonic() - start, _cpu_s() - before, store.requests() - asked_before
         snapshots = Storage(sweep.location) / "tune"
         files = snapshots.walk_files()
         stored = sum((snapshots / name).size() for name in files)
@@ -69,13 +69,14 @@ def main() -> None:
         "driver_cpu_s": round(cpu_s),
         "driver_cpu_ms_per_trial": round(1000 * cpu_s / options.trials),
         "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "requests": dict(asked),
         "objects": len(files),
         "stored_mib": round(stored / 2**20, 1),
     }
     print(
         f"| {options.trials} trivial trials, {options.nodes} at once | wall {result['wall_s']} s "
         f"| driver {result['driver_cpu_ms_per_trial']} ms of CPU a trial, {result['driver_peak_mib']} MiB "
-        f"| {result['objects']} objects, {result['stored_mib']} MiB |"
+        f"| {sum(asked.values())} requests, {result['objects']} objects, {result['stored_mib']} MiB |"
     )
     print(json.dumps(result))
 

@@ -17,6 +17,8 @@ import shlex
 import shutil
 import sysconfig
 import tempfile
+import urllib.request
+from collections import Counter
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -25,12 +27,14 @@ from typing import Any
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.local.programs import Program, free_ports, serve
 from icre.errors import IcreError
 
 REGION = "us-east-1"
 _SERVERS = ("master", "volume", "filer", "s3")
+_METRICS = "metricsPort"
 
 
 class ObjectStore:
@@ -46,7 +50,7 @@ class ObjectStore:
         self.access_key = secrets.token_hex(10)
         self.secret_key = secrets.token_hex(20)
         names = [name + kind for name in _SERVERS for kind in (".port", ".port.grpc")]
-        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self._ports = dict(zip([*names, _METRICS], free_ports(len(names) + 1), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3.port']}"
 
     @property
@@ -58,6 +62,16 @@ class ObjectStore:
     def pid(self) -> int | None:
         """The server's process id, None while it is down."""
         return self._program.pid
+
+    def requests(self) -> Counter[str]:
+        """Requests for the bucket since the server was started, by kind: ``{"GET": 3, "PUT": 1, "LIST": 1}``."""
+        counted = Counter[str]()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[_METRICS]}/metrics") as answer:
+            for family in text_string_to_metric_families(answer.read().decode()):
+                for sample in family.samples:
+                    if sample.name == "SeaweedFS_s3_request_total" and sample.labels["bucket"] == self.bucket:
+                        counted[sample.labels["type"]] += int(sample.value)
+        return counted
 
     def environment(self) -> dict[str, str]:
         """The variables by which botocore, and so s3fs, finds the store and may use it."""

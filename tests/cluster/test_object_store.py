@@ -48,6 +48,18 @@ def test_only_its_own_keys_are_accepted(object_store: ObjectStore, variable: str
     assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
+def test_requests_are_counted_by_kind_and_failed_ones_too() -> None:
+    with ObjectStore(bucket="icre-counted") as store:
+        s3, before = client(store.environment()), store.requests()
+        for key in ("a", "b", "c"):
+            s3.put_object(Bucket=store.bucket, Key=key, Body=b"x")
+        s3.get_object(Bucket=store.bucket, Key="a")["Body"].read()
+        with pytest.raises(ClientError):
+            s3.get_object(Bucket=store.bucket, Key="nowhere")
+        s3.list_objects_v2(Bucket=store.bucket)
+        assert store.requests() - before == {"PUT": 3, "GET": 2, "LIST": 1}
+
+
 def test_acknowledged_objects_survive_a_kill(object_store: ObjectStore) -> None:
     content = {f"kill/{number}": os.urandom(1 + number * 50_000) for number in range(8)}
     s3 = client(object_store.environment())
