@@ -74,12 +74,12 @@ class Run:
 
     @property
     def state(self) -> str | None:
-        """running, finished, stopped or failed, as last written; None for a run that has not started."""
+        """running, finished, stopped, failed or pending, as last written; None for a run that has not started."""
         path = self.location / "status.json"
         return str(path.read_json()["state"]) if path.exists() else None
 
     def write_status(self, state: str, **details: Any) -> None:
-        """state: running, finished, stopped (in order, to go on later) or failed."""
+        """state: running, finished, failed, stopped (in order, to go on later) or pending (until its sweep does)."""
         (self.location / "status.json").write_json({"state": state, "updated": now(), **details})
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -101,8 +101,23 @@ class Watch(Callback):
             self._show(trials, "running")
 
     def on_experiment_end(self, trials: list[TuneTrial], **_: Any) -> None:
-        """The last state."""
+        """The last state. Tune says of no training that it cut it off because the sweep's time was over."""
+        for trial in trials:
+            if trial.status == "TERMINATED" and trial.trial_id not in self._ended:
+                self._cut_off(trial)
         self._show(trials, "over")
+
+    def _cut_off(self, trial: TuneTrial) -> None:
+        run = self._run_of(trial)
+        with warned_of(StorageError):
+            state = run.state or "pending"
+            if state == "running":  # a population does not go on with it; what else it was, it was before this time
+                state = "stopped" if self._sweep.base.tune.method == "pbt" else "pending"
+                epoch = self._epochs.get(trial.trial_id, 0)
+                run.write_status(
+                    state, error=f"tune.hours of the sweep {self._sweep.name} were over after epoch {epoch}"
+                )
+            self._ended[trial.trial_id] = state
 
     def _run_of(self, trial: TuneTrial) -> Run:
         if trial.trial_id in self._runs:  # after a takeover it is another one

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 import torch
 from ray import cloudpickle as ray_pickle
 from ray import tune as ray_tune
+from ray.tune.stopper import TimeoutStopper
 from safetensors.torch import load
 
 from cluster.local.programs import kill_all, processes_with
@@ -36,7 +37,7 @@ from pipelines.training import launch
 from pipelines.training.worker import Worker
 from pipelines.tuning import engine, trial
 from pipelines.tuning.choosing import scheduler_of, searcher_of
-from pipelines.tuning.outcomes import Outcome, chosen, grouped, outcomes_of
+from pipelines.tuning.outcomes import Outcome, chosen, grouped, is_settled, outcomes_of
 from pipelines.tuning.plan import listed_trials
 from pipelines.tuning.sweep import summarise, sweep_of
 from pipelines.tuning.trial import METRICS, Sweep, chosen_trial, lineage
@@ -259,6 +260,51 @@ def played(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool) -> Non
     validate(run, [reached])
     ray_tune.report({"epoch": 1, "run": asked.run, **{f"best_{metric}": reached for metric in METRICS}})
     run.write_status("finished")
+
+
+def played_slowly(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool) -> None:
+    """As :func:`played`; when ``tune.hours`` are over, one has not begun yet and another is in its second epoch."""
+    known = "values" in settings
+    asked = chosen_trial(settings["values"], sweep, settings["run"]) if known else sweep.trials[settings["trial"]]
+    if sweep.base.tune.hours is None:
+        values = {"optimizer.lr": asked.recipe.optimizer.lr}
+        played({"values": values, "run": asked.run}, sweep=sweep, retry_failed=retry_failed)
+        return
+    folder = Path(sweep.base.storage)
+    with suppress(FileExistsError):
+        (folder / "slow").touch(exist_ok=False)
+        time.sleep(WAIT_S)
+    launch.start(asked.recipe, asked.run, lineage=lineage(asked, sweep)).write_status("running")
+    validate(sweep.run_called(asked.run), [0.5])
+    ray_tune.report({"epoch": 1, "run": asked.run, **{f"best_{metric}": 0.5 for metric in METRICS}})
+    (folder / "late").touch()
+    time.sleep(WAIT_S)
+
+
+@on_ray
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("method", ["tpe", "asha"])
+def test_a_sweep_goes_on_after_its_hours(recipes: Recipes, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    space = "tune.space={optimizer.lr: {low: 0.0001, high: 1.0}}"
+    asked = (f"tune.method={method}", "tune.trials=3", "tune.grace_epochs=3", "train.epochs=3", space)
+
+    def ended(*overrides: str) -> tuple[dict[str, int], list[str]]:
+        sweep = swept(recipes(*asked, *overrides), "timed")
+        settled = {outcome.run for outcome in outcomes_of(sweep) if is_settled(outcome, sweep.base)}
+        unfinished = [number for number, trial in enumerate(sweep.trials) if trial.run not in settled]
+        engine.run_trials(sweep, unfinished, concurrent=2)
+        counts: dict[str, int] = (Storage(sweep.location) / "status.json").read_json()["counts"]
+        runs = [outcome.state for outcome in outcomes_of(sweep)]
+        return {state: count for state, count in counts.items() if count}, runs
+
+    prepare.run(recipes(*asked))
+    monkeypatch.setattr(engine, "train_trial", played_slowly)
+    ray_pickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
+    late = Path(recipes().storage) / "late"
+    monkeypatch.setattr(TimeoutStopper, "stop_all", lambda _: late.exists())
+    begun = 1 if method == "tpe" else 3  # what tpe will choose is not known
+    assert ended("tune.hours=1") == ({"pending": 3}, ["pending"] * begun)
+    assert ended() == ({"finished": 3}, ["finished"] * 3)
 
 
 def played_where_processes_die(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool) -> None:
