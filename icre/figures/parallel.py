@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from icre.figures import style
 from icre.search import short
@@ -73,6 +74,8 @@ def parallel_coordinates(
                 color=style.MUTED,
                 va="center",
                 parse_math=False,
+                zorder=4,
+                path_effects=[withStroke(linewidth=1.5, foreground="white")],  # lines run through them
             )
     return figure
 
