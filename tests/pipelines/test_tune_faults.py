@@ -24,6 +24,7 @@ from ray import tune as ray_tune
 from ray.tune.stopper import TimeoutStopper
 from safetensors.torch import load
 
+from cluster.local.object_store import ObjectStore
 from cluster.local.programs import kill_all, processes_with
 from icre import config, figures
 from icre.errors import ConfigError, UserError
@@ -95,7 +96,7 @@ def wait_until(happened: Callable[[], bool], alive: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not happened():
         assert alive() and time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.2)
 
 
 @contextmanager
@@ -150,12 +151,19 @@ def killing_workers(run: Run, *, after: Sequence[int]) -> Iterator[list[int]]:
 @on_ray
 @pytest.mark.timeout(700)
 def test_a_sweep_that_is_broken_three_times_ends_as_one_that_is_not(
-    recipes: Recipes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipes: Recipes,
+    object_store: ObjectStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its command is killed with its whole Ray; then a worker; then the worker again, which is once too often."""
+    """Its command is killed with its whole Ray; then a worker; then the worker again, which is once too often.
+
+    All it has is in S3.
+    """
     space = "tune.space={loss.icg.weight: [0.5]}"
     settings = ("train.epochs=6", "evaluation.trials=2", "tune.concurrent=1", "train.max_failures=1")
-    recipe = recipes(*settings, "tune.method=each", space)
+    recipe = recipes(*settings, "tune.method=each", space, f"storage={object_store.url}/broken-sweep")
     data = prepare.run(recipe)
     sweep = swept(recipe, "broken")
     first, second = (sweep.run_called(trial.run) for trial in sweep.trials)
