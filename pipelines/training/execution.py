@@ -12,9 +12,11 @@ from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from icre import config
 from icre.errors import IcreError, StoppedError, StorageError, TrainingError
@@ -49,6 +51,10 @@ def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None)
             failure = cast(IcreError | None, ray.get(board.ended.remote()))
     except TrainingFailedError as error:
         failure = explain(error)
+        _give_back(board)
+    except RayActorError:  # of Ray Train's controller; a sweep begins such a training again
+        _give_back(board)
+        raise
     except KeyboardInterrupt:
         run.write_status("failed", error="stopped by Ctrl-C")
         raise
@@ -63,6 +69,16 @@ def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None)
         raise failure
     write_summary(run, recipe, succeeded=True, seconds=seconds)
     run.write_status("finished", restarts=restarts)
+
+
+def _give_back(board: ActorHandle[Any]) -> None:
+    """Free what was reserved for the workers.
+
+    Ray Train does, but not where a node that ran out of memory has killed its controller and its cleaner, too: whatever
+    comes next on this cluster would wait for it until the command ends.
+    """
+    for group in cast(list[PlacementGroup], ray.get(board.all_places.remote())):
+        remove_placement_group(group)
 
 
 @contextlib.contextmanager

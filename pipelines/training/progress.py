@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.live import Live
@@ -39,6 +40,7 @@ class Board:
         self.restarts: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self.validations: list[dict[str, Any]] = []
+        self.places: list[PlacementGroup] = []
         self.has_started = self.stopping = False
         self.outcome: IcreError | None = None
 
@@ -77,6 +79,14 @@ class Board:
             self.note(f"workers were lost; training goes on from step {step}, {repeated} steps are repeated")
         self.has_started = True
         return len(self.restarts)
+
+    def placed(self, group: PlacementGroup) -> None:
+        """What the cluster has reserved for the workers that start."""
+        self.places.append(group)
+
+    def all_places(self) -> list[PlacementGroup]:
+        """What was reserved for workers until now, whether it still is or not."""
+        return self.places
 
     def stop(self) -> None:
         """Ask training to write a checkpoint and end."""

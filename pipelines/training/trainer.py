@@ -11,6 +11,7 @@ from typing import Any, TypedDict, cast
 import ray
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 
 from icre import config
@@ -60,6 +61,8 @@ def _train(job: Job) -> None:
     recipe = config.parse_recipe(job["recipe"], where="the driver")
     data = PreparedData.open(Storage(job["data"]))
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    if rank == 0:
+        ray.get(job["board"].placed.remote(ray.util.get_current_placement_group()))
     device = ray.train.torch.get_device()
     torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
     _watch(recipe)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load
 
+from cluster.local.object_store import ObjectStore
 from icre import config
 from icre.errors import ConfigError, DataError, UserError
 from pipelines import prepare, train, tune
@@ -221,6 +222,18 @@ def test_asha_knows_after_a_restart_what_was_reached_before_it(recipes: Recipes)
     )
     assert decision(1, 0.1) == "STOP" and decision(1, 0.6) == "CONTINUE"
     assert decision(0, 0.0) == "CONTINUE", "its own first rung is behind it"
+
+
+def test_trainings_that_have_not_begun_cost_no_requests(
+    recipes: Recipes, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    space = "tune.space={optimizer.lr: {low: 0.1, high: 0.2}}"
+    sweep = swept(recipes("tune.method=random", "tune.trials=50", space, f"storage={object_store.url}/idle"), "idle")
+    before = object_store.requests()
+    assert [outcome.state for outcome in outcomes_of(sweep)] == ["pending"] * 50
+    assert (object_store.requests() - before).total() < 10
 
 
 def outcome(run: str, value: float, seed: int, mAP: float | None, rank1: float = 0.0) -> Outcome:

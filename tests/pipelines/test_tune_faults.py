@@ -21,7 +21,9 @@ import pytest
 import torch
 from ray import cloudpickle as ray_pickle
 from ray import tune as ray_tune
+from ray.exceptions import RayActorError
 from ray.tune.stopper import TimeoutStopper
+from ray.util.placement_group import placement_group_table
 from safetensors.torch import load
 
 from cluster.local.object_store import ObjectStore
@@ -35,6 +37,7 @@ from pipelines.data.prepared import PreparedData
 from pipelines.runs import Run
 from pipelines.storage import Storage
 from pipelines.training import launch
+from pipelines.training.execution import execute
 from pipelines.training.worker import Worker
 from pipelines.tuning import engine, trial
 from pipelines.tuning.choosing import scheduler_of, searcher_of
@@ -113,10 +116,10 @@ def ended_by_force(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def workers_here() -> list[int]:
-    """Training processes of the tests' own Ray: this machine may have others."""
+def workers_here(*names: str) -> list[int]:
+    """Training processes of the tests' own Ray, or others by a part of their name: this machine may have others."""
     ours = processes_with("ICRE_CACHE", os.environ["ICRE_CACHE"])
-    return [pid for pid in ours if "RayTrainWorker" in command_line(pid)]
+    return [pid for pid in ours if any(name in command_line(pid) for name in names or ("RayTrainWorker",))]
 
 
 def command_line(pid: int) -> str:
@@ -127,15 +130,15 @@ def command_line(pid: int) -> str:
 
 
 @contextmanager
-def killing_workers(run: Run, *, after: Sequence[int]) -> Iterator[list[int]]:
-    """SIGKILL the workers of ``run`` whenever a checkpoint of one of these steps is durable; the killed ones."""
+def killing_workers(run: Run, *names: str, after: Sequence[int]) -> Iterator[list[int]]:
+    """SIGKILL :func:`workers_here` when a checkpoint of ``run`` of each of these steps is durable; the killed ones."""
     killed: list[int] = []
     over = threading.Event()
 
     def kill() -> None:
         for step in after:
             wait_until(lambda step=step: over.is_set() or last_step(run) >= step, lambda: True)  # type: ignore[misc]
-            found = workers_here()
+            found = workers_here(*names)
             kill_all(found)
             killed.extend(found)
 
@@ -203,6 +206,20 @@ def test_a_sweep_that_is_broken_three_times_ends_as_one_that_is_not(
     assert [(row["state"], row["epochs"], row["best"]) for row in written] == [("finished", 6, own) for own in best]
     own, weight = ({"rank1": [one["rank1"]], "mAP": [one["mAP"]]} for one in best)
     assert drawn == [[figures.Sweep("loss.icg.weight", {1.0: own, 0.5: weight}, chosen=1.0)]]
+
+
+@on_ray
+@pytest.mark.timeout(300)
+def test_a_training_gives_back_its_place_where_all_of_ray_train_is_lost(recipes: Recipes) -> None:
+    """As on a node that runs out of memory, where Ray kills whatever it finds."""
+    recipe = recipes("train.epochs=6", "train.max_failures=0")
+    prepare.run(recipe)
+    run = launch.start(recipe, "lost")
+    whole = ("PlacementGroupCleaner", "TrainController", "RayTrainWorker")
+    with killing_workers(run, *whole, after=(1,)) as killed, pytest.raises(RayActorError):
+        execute(run)
+    assert len(killed) == 3
+    wait_until(lambda: {row["state"] for row in placement_group_table().values()} == {"REMOVED"}, lambda: True)
 
 
 def test_figure_3_has_a_panel_for_each_key_and_the_recipe_is_in_all_of_them(
