@@ -215,11 +215,15 @@ def test_a_training_gives_back_its_place_where_all_of_ray_train_is_lost(recipes:
     recipe = recipes("train.epochs=6", "train.max_failures=0")
     prepare.run(recipe)
     run = launch.start(recipe, "lost")
-    whole = ("PlacementGroupCleaner", "TrainController", "RayTrainWorker")
+    whole, others = ("PlacementGroupCleaner", "TrainController", "RayTrainWorker"), set(placement_group_table())
     with killing_workers(run, *whole, after=(1,)) as killed, pytest.raises(RayActorError):
         execute(run)
-    assert len(killed) == 3
-    wait_until(lambda: {row["state"] for row in placement_group_table().values()} == {"REMOVED"}, lambda: True)
+    assert len(killed) >= 3
+
+    def states() -> set[str]:
+        return {row["state"] for name, row in placement_group_table().items() if name not in others}
+
+    wait_until(lambda: states() == {"REMOVED"}, lambda: True)
 
 
 def test_figure_3_has_a_panel_for_each_key_and_the_recipe_is_in_all_of_them(
