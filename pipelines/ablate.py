@@ -15,7 +15,7 @@ from icre import config, figures
 from icre.ablation import TABLES, Variant
 from icre.errors import ConfigError
 from pipelines import prepare, runs, series, synthesize
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.reporting.ablation_table import METRICS, Entry, ablation_table_latex, ablation_table_markdown
 from pipelines.reporting.plates import PRINTED
@@ -23,6 +23,7 @@ from pipelines.runs import Run
 from pipelines.storage import Storage
 from pipelines.tuning import engine
 from pipelines.tuning import trial as tuning
+from pipelines.tuning.outcomes import failure_of, outcomes_of
 from pipelines.tuning.trial import Sweep
 
 Table = Annotated[str, typer.Option("--table", help=f"One of {', '.join(TABLES)}.")]
@@ -55,8 +56,8 @@ def command(
 
     Runs that are finished are not repeated, and one that was interrupted goes on, so the same command resumes.
     """
-    recipe = config.load_recipe(config_file, overrides or [])
-    trials = plan(recipe, config_file, overrides or [], table=table, seeds=seeds, only=only or [])
+    recipe = read_recipe(config_file, overrides)
+    trials = plan(recipe, table=table, seeds=seeds, only=only or [])
     folder = Storage(recipe.storage) / "ablations" / f"{recipe.name}-{table}"
     if dry_run:
         print(recipe.to_yaml())
@@ -71,17 +72,11 @@ def command(
         data = prepare.run(recipe) if recipe.data.root is not None else open_data(recipe)
         markdown = run(trials, data, folder)
     print(f"\n{markdown}\n\n{(folder / 'table.md').url}")
+    if (failure := failure_of(outcomes_of(_sweep_of(trials, folder)))) is not None:
+        raise failure
 
 
-def plan(
-    recipe: config.Recipe,
-    config_file: Path | None,
-    overrides: Sequence[str],
-    *,
-    table: str,
-    seeds: int,
-    only: Sequence[str] = (),
-) -> list[Trial]:
+def plan(recipe: config.Recipe, *, table: str, seeds: int, only: Sequence[str] = ()) -> list[Trial]:
     """The trainings of a table, seed by seed, so that an early stop leaves whole tables of fewer seeds.
 
     Every recipe is checked here: ConfigError names all that break a rule before anything is trained.
@@ -92,7 +87,7 @@ def plan(
     for seed in range(recipe.seed, recipe.seed + seeds):
         for variant in variants:
             try:
-                changed = config.load_recipe(config_file, [*overrides, *variant.overrides, f"seed={seed}"])
+                changed = config.override(recipe, [*variant.overrides, f"seed={seed}"], where=variant.name)
             except ConfigError as error:
                 problems[variant.name] = error.message
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from icre import config
 from icre.errors import IcreError
 
 ConfigFile = Annotated[
@@ -52,11 +53,23 @@ def run_command(command: Callable[..., Any]) -> None:
     run_app(app)
 
 
+def read_recipe(config_file: Path | None, overrides: list[str] | None) -> config.Recipe:
+    """The recipe of a command line, with every location absolute: other processes have other working directories."""
+    return config.located(config.load_recipe(config_file, overrides or []), Path.cwd())
+
+
+def override_recipe(recipe: config.Recipe, overrides: Sequence[str], *, where: str) -> config.Recipe:
+    """``recipe`` of a run with the overrides of a command line, whose locations are absolute, too."""
+    return config.located(config.override(recipe, overrides, where=where), Path.cwd())
+
+
 def run_app(app: typer.Typer) -> None:
     """Run, and turn an error that the user can act on into two lines and its exit code.
 
     0: done. 1: failed. 2: the user's mistake (as for a wrong option). 130: Ctrl-C. 143: stopped in order by SIGTERM.
     """
+    if cache := os.environ.get("ICRE_CACHE"):
+        os.environ["ICRE_CACHE"] = str(Path(cache).expanduser().absolute())  # for the processes that inherit it
     try:
         app()
     except IcreError as error:

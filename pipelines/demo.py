@@ -7,7 +7,7 @@ from pathlib import Path
 
 from icre import config
 from pipelines import evaluate, prepare, report, synthesize, train
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command
+from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command
 from pipelines.networks import UNTRAINED
 from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.runs import Run
@@ -21,7 +21,7 @@ def command(
     config_file: ConfigFile = DEFAULT, overrides: Overrides = None, dry_run: DryRun = False, run: train.NewRun = None
 ) -> None:
     """Synthesize, prepare, train, evaluate and report. Add components=[] for the baseline."""
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     if dry_run:
         spec, root = synthesize.spec_of(recipe)
         print(recipe.to_yaml())

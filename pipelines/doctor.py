@@ -19,7 +19,7 @@ from icre import config
 from icre.errors import IcreError
 from pipelines.checkup import machine, nodes, storing
 from pipelines.checkup.finding import Finding, reported, table
-from pipelines.command import ConfigFile, Overrides, run_command, say
+from pipelines.command import ConfigFile, Overrides, read_recipe, run_command, say
 from pipelines.jobs.following import exit_code, follow
 from pipelines.jobs.server import ADDRESS_VARIABLES, JobServer, connect
 from pipelines.jobs.upload import survey
@@ -47,7 +47,7 @@ def command(
 
     Exit code 1 if a check failed; a warning alone is none.
     """
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     storage = Storage(recipe.storage)
     if from_inside:
         print(_MARK + json.dumps([asdict(found) for found in _inside(storage)]))

@@ -14,7 +14,7 @@ from icre.data.sources.permutations import read_permutations
 from icre.evaluation import protocol_of
 from icre.evaluation.draws import Permutations
 from pipelines import runs
-from pipelines.command import ConfigFile, DryRun, Overrides, RunName, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, RunName, override_recipe, read_recipe, run_command, say
 from pipelines.data.prepared import open_data
 from pipelines.features import features_of, model_hash
 from pipelines.measure import measure
@@ -48,7 +48,7 @@ def command(
 
     The run's own recipe counts, with the overrides on top; --config and storage= only say where the run is.
     """
-    asked = config.load_recipe(config_file, overrides or [])
+    asked = read_recipe(config_file, overrides)
     found = runs.open_run(Storage(asked.storage), run)
     recipes = evaluated_recipes(found, asked.storage, overrides or [], protocols)
     if dry_run:
@@ -73,11 +73,11 @@ def evaluated_recipes(
     where = f"run {run.name}"
     common = [f"storage={storage}"]
     if not protocols:
-        return [config.override(run.recipe, [*overrides, *common], where=where)]
+        return [override_recipe(run.recipe, [*overrides, *common], where=where)]
     own = config.Evaluation()
     reset = [f"evaluation.{key}={getattr(own, key)}" for key in sorted(config.FOLDER_CHOICES)]
     return [
-        config.override(
+        override_recipe(
             run.recipe,
             [*(reset if name != "folder" else ()), *overrides, *common, f"evaluation.protocol={name}"],
             where=where,

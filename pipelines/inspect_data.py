@@ -20,7 +20,7 @@ from icre.data import images
 from icre.data.records import MODALITIES, SPLITS, Record
 from icre.errors import UserError
 from icre.figures import ContactRow, Tile, contact_sheet
-from pipelines.command import ConfigFile, Overrides, new_app, run_command, say
+from pipelines.command import ConfigFile, Overrides, new_app, read_recipe, run_command, say
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.data.survey import count
 from pipelines.prepare import describe_counts
@@ -44,7 +44,7 @@ def command(
     ] = None,
 ) -> None:
     """Verify a prepared data set and print what is in it, as Markdown."""
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     if out is not None and not out.lower().endswith(".png"):
         raise UserError(f"--out {out}: a contact sheet is a PNG", hint="give it a name that ends in .png")
     data = open_data(recipe)

@@ -10,7 +10,7 @@ import typer
 
 from icre import config
 from icre.errors import DataError
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
 from pipelines.data import ingest
 from pipelines.data.prepared import PreparedData, location_of
 from pipelines.data.survey import Survey, survey
@@ -23,7 +23,7 @@ def command(
     config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False, strict: Strict = False
 ) -> None:
     """Turn images into sharded Parquet with a manifest."""
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     if dry_run or strict:
         found = survey(recipe)
         _report_differences(found, strict=strict)

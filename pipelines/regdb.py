@@ -13,7 +13,7 @@ from icre.ablation import Spread
 from icre.data.sources.regdb import TRIALS
 from icre.errors import ConfigError, TrainingError
 from pipelines import prepare, runs, series
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
 from pipelines.data.prepared import open_data
 from pipelines.data.survey import survey
 from pipelines.reporting.metric_table import SYNTHETIC, describe_protocol, markdown_line, percent, summary_of, words
@@ -54,7 +54,7 @@ def command(
 
     Runs that are finished are not repeated, and one that was interrupted goes on, so the same command resumes.
     """
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     splits = plan(recipe, trials or TRIALS)
     folder = Storage(recipe.storage) / "regdb" / recipe.name
     if dry_run:
@@ -66,6 +66,11 @@ def command(
     with series.session_for(recipe, folder):
         markdown = run(splits, folder)
     print(f"\n{markdown}\n\n{(folder / 'table.md').url}")
+    if failed := [split.run.name for split in splits if split.run.state == "failed"]:
+        raise TrainingError(
+            f"{len(failed)} of {len(splits)} trainings failed: {', '.join(failed)}",
+            hint="the reasons are below the table; the same command trains them on",
+        )
 
 
 def plan(recipe: config.Recipe, trials: Sequence[int]) -> list[Split]:

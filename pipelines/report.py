@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from icre import config
 from icre.errors import DataError
 from pipelines import runs
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.features import kept_features, model_hash
 from pipelines.measure import SPLIT
@@ -37,7 +36,7 @@ def command(
     names: RunNames = ["latest"],  # noqa: B006
 ) -> None:
     """Write report/index.html of the first run, beside any number of others, and its figures as PNG and PDF."""
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     found = [runs.open_run(Storage(recipe.storage), name) for name in dict.fromkeys(names)]
     if dry_run:
         for run in found:

@@ -9,7 +9,7 @@ import typer
 
 from icre import config
 from icre.errors import IcreError, StoppedError, StorageError
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
 from pipelines.data.prepared import location_of
 from pipelines.data.survey import survey
 from pipelines.prepare import describe_counts
@@ -51,7 +51,7 @@ def command(
     The last line of the output is the outcome: promoted, kept, nothing new, another tick is running, or failed.
     A tick that was killed goes on with the next call.
     """
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     if dry_run:
         print(plan(recipe))
         return

@@ -27,7 +27,7 @@ import torch
 import yaml
 
 from icre import config
-from icre.errors import DataError, IcreError, UserError, WeightsError
+from icre.errors import DataError, IcreError, StoppedError, UserError, WeightsError
 from icre.training import checkpoint
 from pipelines.data.prepared import PreparedData
 from pipelines.storage import Storage
@@ -81,6 +81,11 @@ class Run:
     def write_status(self, state: str, **details: Any) -> None:
         """state: running, finished, failed, stopped (in order, to go on later) or pending (until its sweep does)."""
         (self.location / "status.json").write_json({"state": state, "updated": now(), **details})
+
+    def write_failure(self, error: IcreError, **details: Any) -> None:
+        """Why the run ended early, as its user may read it: status.json has message, hint and exit code apart."""
+        state = "stopped" if isinstance(error, StoppedError) else "failed"
+        self.write_status(state, error=error.message, hint=error.hint, exit_code=error.exit_code, **details)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl, oldest first; empty before the first was written."""

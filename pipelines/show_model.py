@@ -10,7 +10,7 @@ import typer
 
 from icre import config
 from icre.model.complexity import Complexity, Cost, component_grid
-from pipelines.command import ConfigFile, Overrides, run_command
+from pipelines.command import ConfigFile, Overrides, read_recipe, run_command
 
 SYSU_MM01_CLASSES = 395
 """Training identities of SYSU-MM01, for which the published networks of the field are sized."""
@@ -38,7 +38,7 @@ def command(
     ] = False,
 ) -> None:
     """Print parameters, MACs and training memory of the network, part by part, and of its ablations."""
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     grid = component_grid(recipe, classes=classes)
     if as_json:
         print(json.dumps(as_dict(recipe, grid, classes=classes), indent=2))

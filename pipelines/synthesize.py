@@ -8,12 +8,12 @@ from pathlib import Path
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
 from icre.errors import ConfigError
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
 
 
 def command(config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Render synthetic (procedural) people as an image folder."""
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     spec, root = spec_of(recipe)
     if dry_run:
         print(recipe.to_yaml())

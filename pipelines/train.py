@@ -12,7 +12,7 @@ import typer
 from icre import config
 from icre.errors import DataError, UserError
 from pipelines import runs
-from pipelines.command import ConfigFile, DryRun, Overrides, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, override_recipe, read_recipe, run_command, say
 from pipelines.data.prepared import open_data
 from pipelines.prepare import describe_counts
 from pipelines.session import Demand, ray_session_for
@@ -51,7 +51,7 @@ def command(
     from_trial: FromTrial = None,
 ) -> None:
     """Train on a prepared data set; checkpoints and metrics land in the run folder."""
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     if from_trial is not None:
         repeat(recipe, config_file, overrides or [], from_trial, run, resume, dry_run=dry_run)
         return
@@ -84,7 +84,7 @@ def repeat(
             hint="leave them out; single keys can be changed: key.sub=value",
         )
     source = runs.open_run(Storage(asked.storage), trial)
-    recipe = config.override(source.recipe, [*overrides, f"storage={asked.storage}"], where=f"run {trial}")
+    recipe = override_recipe(source.recipe, [*overrides, f"storage={asked.storage}"], where=f"run {trial}")
     if open_data(recipe).hash != source.manifest["data"]["hash"]:
         raise DataError(
             f"run {trial} was trained on other images than {open_data(recipe).location.url} has now",

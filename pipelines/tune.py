@@ -14,7 +14,7 @@ from icre import config
 from icre.errors import ConfigError, DataError, StoppedError, UserError
 from icre.search import overrides_of
 from pipelines import evaluate, prepare, series, synthesize
-from pipelines.command import ConfigFile, DryRun, Overrides, RunByDefault, new_app, run_app, say
+from pipelines.command import ConfigFile, DryRun, Overrides, RunByDefault, new_app, read_recipe, run_app, say
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.reporting.sweep_table import sweep_table_markdown
@@ -22,7 +22,7 @@ from pipelines.runs import Run, runs
 from pipelines.storage import Storage
 from pipelines.training import launch
 from pipelines.tuning import engine
-from pipelines.tuning.outcomes import grouped, is_settled, outcomes_of
+from pipelines.tuning.outcomes import failure_of, grouped, is_settled, outcomes_of
 from pipelines.tuning.plan import describe, listed_trials, probe
 from pipelines.tuning.sweep import begin, check_same, open_sweep, runs_of, summarise, sweep_of
 from pipelines.tuning.trial import Sweep
@@ -49,7 +49,7 @@ def command(
     The same command goes on with a sweep that was interrupted. The validation identities choose; the test identities
     are looked at once, by the chosen one.
     """
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     fewest, most = recipe.train.worker_range
     if fewest != most:
         raise ConfigError(
@@ -68,6 +68,8 @@ def command(
         with _stopping_on_sigterm(sweep):
             markdown = run(sweep, data, retry_failed=retry_failed)
     print(f"\n{markdown}\n\n{sweep.location}")
+    if (failure := failure_of(outcomes_of(sweep))) is not None:
+        raise failure
 
 
 @app.command("status")

@@ -4,7 +4,15 @@ A recipe comes from a YAML file and dotted overrides (``train.epochs=20``). Unkn
 closest known one, and every error is reported at once.
 """
 
-from icre.config.reading import differences, json_schema, load_recipe, override, parse_recipe, problems_of_value
+from icre.config.reading import (
+    differences,
+    json_schema,
+    load_recipe,
+    located,
+    override,
+    parse_recipe,
+    problems_of_value,
+)
 from icre.config.recipe import Recipe
 from icre.config.retraining import Retrain
 from icre.config.sections import (
@@ -51,6 +59,7 @@ __all__ = [
     "differences",
     "json_schema",
     "load_recipe",
+    "located",
     "override",
     "parse_recipe",
     "problems_of_value",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -27,6 +28,27 @@ def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def override(recipe: Recipe, overrides: Sequence[str], *, where: str) -> Recipe:
     """``recipe`` with single keys changed, in the form of :func:`load_recipe`; ``where`` names its origin."""
     return _overridden(recipe.to_dict(), overrides, where=where)
+
+
+def located(recipe: Recipe, folder: Path) -> Recipe:
+    """``recipe`` with every location absolute: one that is relative is relative to ``folder``.
+
+    ``data.split.file`` stays relative to ``data.root``.
+    """
+
+    def absolute(location: str | None) -> str | None:
+        # A scheme: s3://, https://, file:, databricks:, …
+        if location is None or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", location):
+            return location
+        return str(folder / Path(location).expanduser())
+
+    changes: dict[str, Any] = {
+        "data": {"root": absolute(recipe.data.root)},
+        "model": {"weights": absolute(recipe.model.weights)},
+        "telemetry": {"mlflow": absolute(recipe.telemetry.mlflow)},
+    }
+    sections = {name: getattr(recipe, name).model_copy(update=update) for name, update in changes.items()}
+    return recipe.model_copy(update={"storage": absolute(recipe.storage), **sections})
 
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from icre import config
 from icre.errors import DataError
 from pipelines import runs
-from pipelines.command import ConfigFile, Overrides, new_app, say
+from pipelines.command import ConfigFile, Overrides, new_app, read_recipe, say
 from pipelines.data.prepared import open_data
 from pipelines.registry.lease import holder, who
 from pipelines.registry.registry import Entry, Registry, models
@@ -83,7 +82,7 @@ def rollback(
 @app.command("freeze")
 def freeze(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
     """Begin a new list of frozen test images: all of the recipe's prepared test split as it is now."""
-    recipe = config.load_recipe(config_file, overrides or [])
+    recipe = read_recipe(config_file, overrides)
     registry = Registry(Storage(recipe.storage), recipe.name)
     data = open_data(recipe)
     number = images.freeze(registry, data, recipe, by=who())
@@ -95,7 +94,7 @@ def freeze(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
 
 
 def _storage(config_file: ConfigFile, overrides: Overrides) -> Storage:
-    return Storage(config.load_recipe(config_file, overrides or []).storage)
+    return Storage(read_recipe(config_file, overrides).storage)
 
 
 def _champion(registry: Registry) -> Entry:

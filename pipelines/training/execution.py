@@ -19,7 +19,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from icre import config
-from icre.errors import IcreError, StoppedError, StorageError, TrainingError
+from icre.errors import IcreError, StorageError, TrainingError
 from pipelines.data.prepared import open_data
 from pipelines.runs import Run, warned_of
 from pipelines.telemetry.prometheus import write_summary
@@ -34,41 +34,51 @@ def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None)
     listen: called with the line of each validation, from a thread of its own.
     """
     recipe = run.recipe
-    data = open_data(recipe)
     run.write_status("running")
-    board = board_here()
-    job = Job(
-        recipe=recipe.to_dict(),
-        run=run.location.url,
-        data=data.location.url,
-        steps_per_epoch=steps_per_epoch(recipe, data),
-        board=board,
-    )
     started = time.monotonic()
+    restarts: list[dict[str, Any]] = []
     try:
-        with follow(board, "train"), heard(board, listen), _stopping_on_sigterm(board):
-            _trainer(recipe, run, job).fit()
-            failure = cast(IcreError | None, ray.get(board.ended.remote()))
-    except TrainingFailedError as error:
-        failure = explain(error)
-        _give_back(board)
-    except RayActorError:  # of Ray Train's controller; a sweep begins such a training again
-        _give_back(board)
+        data = open_data(recipe)
+        board = board_here()
+        job = Job(
+            recipe=recipe.to_dict(),
+            run=run.location.url,
+            data=data.location.url,
+            steps_per_epoch=steps_per_epoch(recipe, data),
+            board=board,
+        )
+        failure = _fit(recipe, run, job, listen)
+        restarts = cast(Any, ray.get(board.history.remote()))
+        if failure is not None:
+            raise failure
+    except IcreError as error:
+        # The storage may be what failed: then the reason matters more than that it cannot be written down.
+        with warned_of(StorageError):
+            run.write_failure(error, restarts=restarts)
+        write_summary(run, recipe, succeeded=False, seconds=time.monotonic() - started)
         raise
     except KeyboardInterrupt:
         run.write_status("failed", error="stopped by Ctrl-C")
         raise
-    restarts = cast(Any, ray.get(board.history.remote()))
-    seconds = time.monotonic() - started
-    if failure is not None:
-        state = "stopped" if isinstance(failure, StoppedError) else "failed"
-        # The storage may be what failed: then the reason matters more than that it cannot be written down.
-        with warned_of(StorageError):
-            run.write_status(state, error=str(failure), restarts=restarts)
-        write_summary(run, recipe, succeeded=False, seconds=seconds)
-        raise failure
-    write_summary(run, recipe, succeeded=True, seconds=seconds)
+    write_summary(run, recipe, succeeded=True, seconds=time.monotonic() - started)
     run.write_status("finished", restarts=restarts)
+
+
+def _fit(
+    recipe: config.Recipe, run: Run, job: Job, listen: Callable[[dict[str, Any]], None] | None
+) -> IcreError | None:
+    """Train until the workers end; why they ended early, or None."""
+    board = job["board"]
+    try:
+        with follow(board, "train"), heard(board, listen), _stopping_on_sigterm(board):
+            _trainer(recipe, run, job).fit()
+            return cast(IcreError | None, ray.get(board.ended.remote()))
+    except TrainingFailedError as error:
+        _give_back(board)
+        return explain(error)
+    except RayActorError:  # of Ray Train's controller; a sweep begins such a training again
+        _give_back(board)
+        raise
 
 
 def _give_back(board: ActorHandle[Any]) -> None:
@@ -111,7 +121,7 @@ def explain(error: TrainingFailedError) -> IcreError:
     for failure in failures:
         if isinstance(failure, IcreError):
             return failure
-    said = _in_a_line(failures[0] if failures else error)
+    said = in_a_line(failures[0] if failures else error)
     return TrainingError(f"training failed: {said}", hint="the workers' tracebacks are in the run folder under logs/")
 
 
@@ -121,7 +131,8 @@ def _origin(failure: Exception) -> BaseException:
     return getattr(inner, "cause", None) or inner
 
 
-def _in_a_line(failure: BaseException) -> str:
+def in_a_line(failure: BaseException) -> str:
+    """Type and message of an exception, without the ids that Ray lists below it."""
     # Ray lists the ids of what died in lines of their own, which begin with a tab.
     lines = [line for line in str(failure).splitlines() if not line.startswith("\t")]
     return textwrap.shorten(f"{type(failure).__name__}: {' '.join(lines)}", 500, placeholder=" …")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from icre import config
@@ -50,13 +49,8 @@ def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
 
 
 def as_started(recipe: config.Recipe) -> config.Recipe:
-    """The recipe that a run keeps: a relative path is relative to here, and workers have folders of their own."""
-    recipe = recipe.model_copy(update={"tune": config.Tune()})  # how others are compared with it is no part of a run
-    weights = recipe.model.weights
-    if weights is None or "://" in weights:
-        return recipe
-    model = recipe.model.model_copy(update={"weights": str(Path(weights).expanduser().absolute())})
-    return recipe.model_copy(update={"model": model})
+    """The recipe that a run keeps: how others are compared with it is no part of a run."""
+    return recipe.model_copy(update={"tune": config.Tune()})
 
 
 def _check_validation(data: PreparedData) -> None:

@@ -8,6 +8,7 @@ from icre import config
 from icre.errors import ConfigError, DataError, UserError
 from icre.training.checkpoint import progress_of
 from pipelines import runs
+from pipelines.command import override_recipe
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.runs import Run
 from pipelines.storage import Storage
@@ -30,7 +31,7 @@ def to_resume(recipe: config.Recipe, name: str | None, resume: str, overrides: S
         )
     run = runs.open_run(storage, resume)
     # Its own recipe counts; an override that says something else is a mistake, and so is one that it does not know.
-    asked = config.override(run.recipe, [*overrides, f"storage={recipe.storage}"], where=f"run {run.name}")
+    asked = override_recipe(run.recipe, [*overrides, f"storage={recipe.storage}"], where=f"run {run.name}")
     check_same(run, asked, open_data(asked))
     _refuse_finished(run)
     return run
@@ -68,8 +69,9 @@ def _unfinished(recipe: config.Recipe, storage: Storage) -> Run | None:
 
 
 def _differing(run: Run, recipe: config.Recipe) -> set[str]:
-    # Where the storage is, who is told of the training, and what becomes of the network is not a setting of it.
-    differing = config.differences(run.recipe, as_started(recipe))
+    # Where storage and images are, who is told of the training, and what becomes of the network is not a setting of it;
+    # which images they are is compared by their hash.
+    differing = config.differences(run.recipe, as_started(recipe)).keys() - {"data.root"}
     return {key for key in differing if key.partition(".")[0] not in ("storage", "telemetry", "tune", "retrain")}
 
 

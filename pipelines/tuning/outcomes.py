@@ -9,6 +9,7 @@ from typing import Any
 
 from icre import config
 from icre.ablation import Spread
+from icre.errors import IcreError, TrainingError, UserError
 from icre.search import front
 from pipelines.runs import Run, runs
 from pipelines.storage import Storage
@@ -31,6 +32,9 @@ class Outcome:
     seconds: float = 0.0
     """Of its steps alone: no start, no validation."""
     error: str | None = None
+    hint: str = ""
+    exit_code: int = 1
+    """Of a training that failed: 2 if its user can mend it."""
 
     @property
     def reached(self) -> Mapping[str, float] | None:
@@ -83,15 +87,27 @@ def outcomes_of(sweep: Sweep) -> list[Outcome]:
             manifest = run.manifest
             if manifest.get("sweep", {}).get("name") == sweep.name or trial is not None:
                 found.append(outcome_of(run, manifest, sweep.base.checkpoints.best))
-        elif trial is not None:
-            status = _status(run)
-            found.append(Outcome(name, trial.recipe.seed, trial.labels, status["state"], error=status.get("error")))
+        elif trial is not None or _status(run).get("sweep") == sweep.name:  # not even begun
+            recipe, labels = (trial.recipe, trial.labels) if trial is not None else (sweep.base, {})
+            found.append(Outcome(name, recipe.seed, labels, **_how_it_is(run)))
     return found
+
+
+def failure_of(outcomes: Sequence[Outcome]) -> IcreError | None:
+    """The error that a command ends with when trainings failed: one that a user can act on, if there is one."""
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if not failed:
+        return None
+    shown = max(failed, key=lambda outcome: outcome.exit_code)  # the first of them
+    kind = UserError if shown.exit_code == UserError.exit_code else TrainingError
+    return kind(
+        f"{len(failed)} of {len(outcomes)} trainings failed; {shown.run}: {shown.error or 'no error recorded'}",
+        hint=shown.hint,
+    )
 
 
 def outcome_of(run: Run, manifest: Mapping[str, Any], best_by: str) -> Outcome:
     """Of a run that has begun."""
-    status = _status(run)
     rows = run.metrics()
     validations = [row for row in rows if row["kind"] == "validation"]
     best = max(validations, key=lambda row: row[best_by], default=None)
@@ -100,12 +116,16 @@ def outcome_of(run: Run, manifest: Mapping[str, Any], best_by: str) -> Outcome:
         run=run.name,
         seed=manifest["seed"],
         labels=manifest.get("sweep", {}).get("labels", {}),
-        state=status["state"],
         epochs=validations[-1]["epoch"] + 1 if validations else 0,
         best=None if best is None else {metric: best[metric] for metric in METRICS},
         seconds=sum(size / row["images_per_s"] for row in rows if row["kind"] in ("step", "skipped")),
-        error=status.get("error"),
+        **_how_it_is(run),
     )
+
+
+def _how_it_is(run: Run) -> dict[str, Any]:
+    """State and, with one, the error: fields of an :class:`Outcome`."""
+    return {key: value for key, value in _status(run).items() if key in ("state", "error", "hint", "exit_code")}
 
 
 def _status(run: Run) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pipelines.tuning.trial import Sweep, Trial
 DEFINITION = "sweep.json"
 MAY_CHANGE = (
     "storage",
+    "data.root",
     "telemetry",
     "retrain",
     "tune.concurrent",

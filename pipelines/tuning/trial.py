@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from icre import config
-from icre.errors import ConfigError, DataError, IcreError, WeightsError
+from icre.errors import ConfigError, DataError, IcreError, UserError, WeightsError
 from icre.search import overrides_of
 from pipelines.data.prepared import open_data
 from pipelines.runs import Run, create_run, runs
@@ -84,16 +84,20 @@ def train_trial(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool = 
     """
     base = sweep.base
     taken_over = base.tune.method == "pbt"
-    name = sweep.run_of(settings, _trial_id()).name
-    trial = sweep.trials[settings["trial"]] if "trial" in settings else chosen_trial(settings["values"], sweep, name)
-    run = _run_of(trial, base, sweep) if not taken_over else _run_taken_over(trial, base, sweep)
+    run = sweep.run_of(settings, _trial_id())
+    try:
+        trial = _trial_of(settings, sweep, run.name)
+        run = _run_of(trial, base, sweep) if not taken_over else _run_taken_over(trial, base, sweep)
+    except UserError as error:  # a node without the storage, a value that breaks a rule, images that do not allow it
+        run.write_failure(error, sweep=sweep.name)
+        return
     tell = _teller(run, with_pointer=taken_over)
     _tell_newest(run, tell)
     if run.state == "finished" or (run.state == "failed" and not retry_failed):
         return
     # The last epoch is told of after the end, or a scheduler that stops there would cut the end off.
     last = run.recipe.train.epochs - 1
-    with contextlib.suppress(IcreError):  # execute has written it down
+    with contextlib.suppress(IcreError):  # which execute writes down
         execution.execute(run, listen=lambda row: tell(row) if row["epoch"] < last else None)
         _tell_newest(run, tell)
 
@@ -101,6 +105,13 @@ def train_trial(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool = 
 def _tell_newest(run: Run, tell: Callable[[Mapping[str, Any]], None]) -> None:
     for row in run.validations()[-1:]:
         tell(row)
+
+
+def _trial_of(settings: Mapping[str, Any], sweep: Sweep, run: str) -> Trial:
+    if "trial" in settings:
+        listed: int = settings["trial"]
+        return sweep.trials[listed]
+    return chosen_trial(settings["values"], sweep, run)
 
 
 def chosen_trial(values: Mapping[str, Any], sweep: Sweep, run: str) -> Trial:
@@ -124,7 +135,7 @@ def _run_of(trial: Trial, base: config.Recipe, sweep: Sweep) -> Run:
             launch.start(trial.recipe, trial.run, lineage=lineage(trial, sweep))
         except (ConfigError, DataError, WeightsError) as error:
             create_run(launch.as_started(trial.recipe), trial.run, open_data(base), lineage=lineage(trial, sweep))
-            run.write_status("failed", error=str(error))
+            run.write_failure(error)
     return run
 
 

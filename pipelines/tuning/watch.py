@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
 from ray.util.metrics import Gauge
 
-from icre.errors import StorageError
+from icre.errors import IcreError, StorageError, TrainingError
 from pipelines.command import say
 from pipelines.runs import Run, now, warned_of
 from pipelines.storage import Storage
+from pipelines.training.execution import in_a_line
 from pipelines.tuning.outcomes import Outcome
 from pipelines.tuning.trial import Sweep
 
@@ -92,7 +92,7 @@ class Watch(Callback):
         run = self._run_of(trial)
         with warned_of(StorageError):
             if run.state in (None, "running"):
-                run.write_status("failed", error=f"the process that started it was lost again and again: {_why(trial)}")
+                run.write_failure(_why(trial))
             say(f"tune: {run.name} failed: {_first_line(run)}")
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
@@ -151,12 +151,15 @@ class Watch(Callback):
         return f"tune: {', '.join(parts)}{best}"
 
 
-def _why(trial: TuneTrial) -> str:
-    """The last line of what Tune has of an error: of a traceback, what was raised."""
-    file = Path(trial.error_file or os.devnull)
-    lines = file.read_text().split("\n") if file.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "nothing is known of it")
+def _why(trial: TuneTrial) -> IcreError:
+    """What ended the process that starts a training, after ``train.max_failures`` retries."""
+    raised = trial.get_pickled_error()
+    hint = "tracebacks are in the sweep's logs/; `--retry-failed` trains it on"
+    if isinstance(raised, RayTaskError):
+        return TrainingError(in_a_line(raised.cause), hint=hint)
+    cause = "no error recorded" if raised is None else in_a_line(raised)
+    return TrainingError(f"the process that started it was lost again and again: {cause}", hint=hint)
 
 
 def _first_line(run: Run) -> str:
-    return str((run.location / STATUS).read_json().get("error", "it says no reason")).split("\n")[0]
+    return str((run.location / STATUS).read_json().get("error", "no error recorded")).split("\n")[0]

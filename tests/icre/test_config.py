@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from icre import config
 from icre.config import Recipe, json_schema, load_recipe, parse_recipe
 from icre.errors import ConfigError
 
@@ -346,3 +347,24 @@ def test_schema_knows_every_key_and_no_other() -> None:
     schema = json.loads(json_schema())
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert all(part["additionalProperties"] is False for part in (schema, *schema["$defs"].values()))
+
+
+def test_every_relative_location_becomes_absolute_and_no_other_value_changes() -> None:
+    written = ["storage=there", "data.root=images", "data.split.file=split.json", "model.weights=../w.pth"]
+    recipe = config.override(config.Recipe(), [*written, "telemetry.mlflow=mlruns"], where="the test")
+    found = config.located(recipe, Path("/a/b"))
+    assert {key: value for key, (_, value) in config.differences(recipe, found).items()} == {
+        "storage": "/a/b/there",
+        "data.root": "/a/b/images",
+        "model.weights": "/a/b/../w.pth",
+        "telemetry.mlflow": "/a/b/mlruns",
+    }
+    assert config.located(found, Path("/elsewhere")) == found
+    remote = [
+        "storage=s3://bucket/p",
+        "data.root=s3://bucket/i",
+        "model.weights=https://host/w",
+        "telemetry.mlflow=file:x",
+    ]
+    recipe = config.override(config.Recipe(), remote, where="the test")
+    assert config.located(recipe, Path("/a/b")) == recipe

@@ -26,11 +26,8 @@ pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
 SHORT = ("train.epochs=1", "train.steps_per_epoch=2", "evaluation.trials=2")
 
 
-def planned(recipes: Recipes, tmp_path: Path, *overrides: str, **options: Any) -> list[ablate.Trial]:
-    recipe = recipes(*SHORT, *overrides)
-    file = tmp_path / "ablation.yaml"
-    file.write_text(recipe.to_yaml())
-    return ablate.plan(recipe, file, (), **{"table": "components", "seeds": 2} | options)
+def planned(recipes: Recipes, *overrides: str, **options: Any) -> list[ablate.Trial]:
+    return ablate.plan(recipes(*SHORT, *overrides), **{"table": "components", "seeds": 2} | options)
 
 
 def cells(markdown: str, variant: str) -> list[str]:
@@ -42,7 +39,7 @@ def test_the_table_is_of_its_runs_and_a_second_call_trains_nothing(
     recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ablation.TABLES, "components", (Variant("ICG", ("components=[icg]",)), Variant("whole")))
-    trials = planned(recipes, tmp_path)
+    trials = planned(recipes)
     assert [(t.variant.name, t.recipe.seed) for t in trials] == [("ICG", 0), ("whole", 0), ("ICG", 1), ("whole", 1)]
     trial = trials[0]  # of more than one seed: below, without a training
     data = prepare.run(trial.recipe)
@@ -60,7 +57,7 @@ def test_the_table_is_of_its_runs_and_a_second_call_trains_nothing(
 
 
 def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = planned(recipes, tmp_path, table="lambda")
+    trials = planned(recipes, table="lambda")
     assert [trial.recipe.loss.icg.weight for trial in trials[:7]] == [1.0, 0.1, 0.2, 0.5, 0.8, 1.5, 2.0]
 
     def train(sweep: Any, numbers: Any, **_: Any) -> None:
@@ -103,10 +100,10 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
 
 
 def test_runs_with_other_settings_are_refused_before_anything_is_trained(recipes: Recipes, tmp_path: Path) -> None:
-    trials = planned(recipes, tmp_path, only=["baseline", "ICG"], seeds=1)
+    trials = planned(recipes, only=["baseline", "ICG"], seeds=1)
     data = prepare.run(trials[0].recipe)
     runs.create_run(trials[1].recipe, trials[1].run.name, data)
-    changed = planned(recipes, tmp_path, "optimizer.lr=0.5", only=["baseline", "ICG"], seeds=1)
+    changed = planned(recipes, "optimizer.lr=0.5", only=["baseline", "ICG"], seeds=1)
     with pytest.raises(UserError, match=r"icg-seed0 exists with other settings: optimizer\.lr\n"):
         ablate.run(changed, data, Storage(tmp_path / "table"))
     assert not (changed[0].run.location / "config.yaml").exists()
@@ -116,14 +113,14 @@ def test_unknown_tables_and_variants_and_broken_rows_are_named(
     recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match="--table nothing"):
-        planned(recipes, tmp_path, table="nothing")
+        planned(recipes, table="nothing")
     with pytest.raises(ConfigError, match=r"\['IGC'\]") as caught:
-        planned(recipes, tmp_path, only=["IGC"])
+        planned(recipes, only=["IGC"])
     assert "ICG" in caught.value.hint
     rows = (Variant("one", ("model.heads=3",)), Variant("two", ("loss.icg.rho1=-1",)), Variant("three"))
     monkeypatch.setitem(ablation.TABLES, "components", rows)
     with pytest.raises(ConfigError) as caught:
-        planned(recipes, tmp_path)
+        planned(recipes)
     assert "one: " in caught.value.message and "two: " in caught.value.message
     assert "three: " not in caught.value.message
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,9 @@ from pipelines.training.execution import execute
 from pipelines.training.fork import fork
 from pipelines.training.launch import start
 from pipelines.tuning import engine
+from pipelines.tuning import trial as trial_process
 from pipelines.tuning.choosing import scheduler_of, searcher_of
-from pipelines.tuning.outcomes import Group, Outcome, chosen, grouped, outcomes_of
+from pipelines.tuning.outcomes import Group, Outcome, chosen, failure_of, grouped, outcomes_of
 from pipelines.tuning.plan import Probe, describe, listed_trials, probe
 from pipelines.tuning.sweep import open_sweep, sweep_of
 from pipelines.tuning.trial import Sweep, chosen_trial
@@ -298,3 +300,23 @@ def test_icre_tune_needs_no_word_for_its_main_verb(recipes: Recipes, tmp_path: P
         for words in ([], ["run"])
     ]
     assert told[0] == told[1] and told[0].count("here-grid-000") == 3
+
+
+def test_a_mistake_of_the_user_is_recorded_as_itself_and_ends_the_command(
+    recipes: Recipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a node does not see the storage: Tune would begin anew whatever raises, so nothing does."""
+    sweep = swept(recipes(*SHORT, "tune.method=each", RATES), "blind")
+    monkeypatch.setattr(trial_process, "_trial_id", lambda: "id")
+    for number in range(len(sweep.trials)):
+        trial_process.train_trial({"trial": number}, sweep=sweep)
+    outcomes = outcomes_of(sweep)
+    assert [outcome.state for outcome in outcomes] == ["failed"] * 3
+    failure = failure_of(outcomes)
+    assert isinstance(failure, UserError) and failure.exit_code == 2
+    assert failure.message.startswith("3 of 3 trainings failed; blind-0000: no prepared data set at /")
+    assert failure.hint.startswith("run `icre prepare`")
+
+    diverged = replace(outcomes[0], error="not finite", exit_code=1)
+    assert failure_of([diverged, replace(diverged, state="finished")]).exit_code == 1  # type: ignore[union-attr]
+    assert failure_of([replace(diverged, state="stopped")]) is None
