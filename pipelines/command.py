@@ -24,6 +24,7 @@ Overrides = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the resolved recipe, counts and what would be written. Write nothing.")
 ]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print the resolved recipe to standard error.")]
 RunName = Annotated[str, typer.Option("--run", help="Name of a run in <storage>/runs; latest: the newest.")]
 
 

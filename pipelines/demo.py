@@ -7,7 +7,7 @@ from pathlib import Path
 
 from icre import config
 from pipelines import evaluate, prepare, report, synthesize, train
-from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command
+from pipelines.command import ConfigFile, DryRun, Overrides, Verbose, read_recipe, run_command, say
 from pipelines.networks import UNTRAINED
 from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.runs import Run
@@ -18,10 +18,16 @@ DEFAULT = Path("configs/demo.yaml")
 
 
 def command(
-    config_file: ConfigFile = DEFAULT, overrides: Overrides = None, dry_run: DryRun = False, run: train.NewRun = None
+    config_file: ConfigFile = DEFAULT,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    run: train.NewRun = None,
+    verbose: Verbose = False,
 ) -> None:
     """Synthesize, prepare, train, evaluate and report. Add components=[] for the baseline."""
     recipe = read_recipe(config_file, overrides)
+    if verbose:
+        say(recipe.to_yaml())
     if dry_run:
         spec, root = synthesize.spec_of(recipe)
         print(recipe.to_yaml())
@@ -48,7 +54,8 @@ def command(
 
 
 def _next_steps(recipe: config.Recipe, name: str, config_file: Path | None) -> str:
-    common = f"--config {config_file}" + (f" storage={recipe.storage}" if recipe.storage != "storage" else "")
+    here = str(Path("storage").absolute())
+    common = f"--config {config_file}" + (f" storage={recipe.storage}" if recipe.storage != here else "")
     return "\n".join(
         [
             "Try next:",

@@ -12,7 +12,7 @@ import typer
 from icre import config
 from icre.errors import DataError, UserError
 from pipelines import runs
-from pipelines.command import ConfigFile, DryRun, Overrides, override_recipe, read_recipe, run_command, say
+from pipelines.command import ConfigFile, DryRun, Overrides, Verbose, override_recipe, read_recipe, run_command, say
 from pipelines.data.prepared import open_data
 from pipelines.prepare import describe_counts
 from pipelines.session import Demand, ray_session_for
@@ -49,9 +49,12 @@ def command(
     run: NewRun = None,
     resume: Resume = "never",
     from_trial: FromTrial = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train on a prepared data set; checkpoints and metrics land in the run folder."""
     recipe = read_recipe(config_file, overrides)
+    if verbose:
+        say(recipe.to_yaml())
     if from_trial is not None:
         repeat(recipe, config_file, overrides or [], from_trial, run, resume, dry_run=dry_run)
         return

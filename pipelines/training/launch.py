@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,6 @@ from icre.errors import ConfigError, DataError
 from pipelines import runs
 from pipelines.command import say
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.networks import initial_network
 from pipelines.runs import Run
 from pipelines.storage import Storage
 
@@ -26,11 +24,14 @@ def start(recipe: config.Recipe, name: str | None, *, lineage: Mapping[str, Any]
     recipe = as_started(recipe)
     data = open_data(recipe)
     check_images(recipe, data)
-    # Building the network here finds a weights file that does not fit before anything is written.
-    initial_network(recipe, classes=len(data.classes))
+    if recipe.model.weights is not None:
+        # Building the network here finds a weights file that does not fit before anything is written.
+        from pipelines.networks import initial_network
+
+        initial_network(recipe, classes=len(data.classes))
     runs.runs(Storage(recipe.storage)).check_writable()
     run = runs.create_run(recipe, name, data, lineage=lineage)
-    say(f"train: run {run.name}, its recipe:\n{textwrap.indent(recipe.to_yaml(), '  ')}")
+    say(f"train: run {run.name}, recipe in {(run.location / 'config.yaml').url}")
     return run
 
 
