@@ -29,6 +29,7 @@ from benchmarks.chaos_runs import (
     one_that_trains,
     small_disk,
     stage,
+    undisturbed,
     using,
     weights_off,
 )
@@ -190,7 +191,8 @@ def main() -> None:
     """Disturb, compare, print."""
     options = _options()
     print("| what happens | lost | still for | exit code | weights | metrics |\n|---|---|---:|---|---|---|")
-    with stage() as (place, calm):
+    with stage() as place:
+        calm = undisturbed(place)
         for name in options.only or SCENARIOS:
             outcome = SCENARIOS[name](place, calm)
             still = "" if outcome.restart_s is None else f"{outcome.restart_s:.0f} s"

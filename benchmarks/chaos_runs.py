@@ -56,12 +56,14 @@ class Stage:
 
     folder: Path
     store: ObjectStore
+    workers: int = 2
 
     def recipe(self, storage: str) -> Path:
         """A recipe file whose data set is prepared in ``storage``."""
         path = self.folder / f"{''.join(c if c.isalnum() else '-' for c in storage)}.yaml"
         if not path.exists():
-            path.write_text(yaml.safe_dump(RECIPE | {"storage": storage}))
+            train = RECIPE["train"] | {"workers": self.workers}
+            path.write_text(yaml.safe_dump(RECIPE | {"storage": storage, "train": train}))
             recipe = config.load_recipe(path, [f"data.root={self.folder / 'images'}"])
             with ray_session(self.folder / "logs", demand=Demand(4)):
                 ingest.prepare(recipe)
@@ -236,18 +238,22 @@ def metrics_off(run: Run, calm: Run) -> float:
 
 
 @contextmanager
-def stage() -> Iterator[tuple[Stage, Run]]:
-    """Images, an object store, and the undisturbed run."""
+def stage(workers: int = 2) -> Iterator[Stage]:
+    """Images and an object store."""
     with tempfile.TemporaryDirectory(prefix="icre-chaos-") as scratch, ObjectStore(bucket="icre-chaos") as store:
         folder = Path(scratch)
         os.environ |= {**store.environment(), "ICRE_CACHE": str(folder / "cache")}
         generate(folder / "images", SyntheticSpec(identities=12, images_per_modality=4, height=64, width=32))
-        place = Stage(folder, store)
-        calm = Command(place, "calm", str(folder / "storage"))
-        calm.run_to_the_end()
-        if calm.codes != [0]:
-            raise RuntimeError(f"the undisturbed run failed:\n{calm.said}")
-        yield place, calm.run
+        yield Stage(folder, store, workers)
+
+
+def undisturbed(place: Stage) -> Run:
+    """The run that the others are compared with."""
+    calm = Command(place, "calm", str(place.folder / "storage"))
+    calm.run_to_the_end()
+    if calm.codes != [0]:
+        raise RuntimeError(f"the undisturbed run failed:\n{calm.said}")
+    return calm.run
 
 
 @contextmanager

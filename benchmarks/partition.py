@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 
-from benchmarks.chaos_runs import Command, Stage, metrics_off, stage, using, weights_off
+from benchmarks.chaos_runs import Command, Stage, metrics_off, stage, undisturbed, using, weights_off
 from cluster.local.namespaces import Network
 from cluster.local.ray_cluster import LocalCluster
 from pipelines.runs import Run
@@ -55,7 +55,8 @@ def cut_off(place: Stage) -> tuple[Run, float, list[str]]:
 def main() -> None:
     """Train undisturbed and cut off, compare, print."""
     os.environ.pop("RAY_ADDRESS", None)
-    with stage() as (place, calm):
+    with stage() as place:
+        calm = undisturbed(place)
         run, stood_still, wrong = cut_off(place)
         single = Command(place, "single", str(place.folder / "storage"), overrides=["train.workers=1"])
         single.run_to_the_end()

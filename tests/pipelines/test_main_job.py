@@ -13,22 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load
 
 from icre import config
 from icre.data.augmentation import normalise
 from icre.errors import DataError, UserError, WeightsError
-from pipelines import evaluate, features, prepare, report, runs
+from pipelines import evaluate, features, prepare, runs
 from pipelines.data.feed import load_images
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.networks import load_network
 from pipelines.runs import Run
 from pipelines.storage import Storage
 from pipelines.training import execution, launch, resumption
+from tests.training import equal, finished_run, timeless, trained_plainly, weights
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
-
-TIMES = {"time", "images_per_s", "data_wait_s"}
 
 
 def trained(recipe: config.Recipe, name: str) -> Run:
@@ -39,13 +37,7 @@ def trained(recipe: config.Recipe, name: str) -> Run:
 
 
 def numbers(run: Run) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in run.metrics()]
-
-
-def weights(run: Run, name: str = "last") -> dict[str, torch.Tensor]:
-    folder = run.location / "checkpoints" / str(run.reference(name))
-    return load((folder / "model.safetensors").read_bytes())
+    return timeless(run.metrics())
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +63,10 @@ def two_workers(ray_cluster: None, module_recipes: Any, object_store: Any) -> Ru
 
 @pytest.fixture(scope="module")
 def one_worker(ray_cluster: None, module_recipes: Any) -> Run:
-    """One worker with the same global batch, on the local disk."""
-    return trained(module_recipes("train.workers=1"), "one")
+    """One worker with the same global batch, on the local disk, without Ray Train."""
+    recipe = module_recipes("train.workers=1")
+    prepare.run(recipe)
+    return finished_run(recipe, "one")
 
 
 def test_the_run_folder_is_the_same_tree_on_disk_and_in_object_storage(two_workers: Run, one_worker: Run) -> None:
@@ -131,27 +125,19 @@ def test_one_and_two_workers_give_the_same_loss_curve(two_workers: Run, one_work
             assert [b[k] for k in a if k != "kind"] == pytest.approx([a[k] for k in a if k != "kind"], rel=1e-3)
 
 
-def test_evaluation_and_report_read_what_training_wrote(two_workers: Run) -> None:
+def test_evaluation_reads_what_training_wrote(two_workers: Run) -> None:
     recipe = two_workers.recipe
-    results = [evaluate.evaluate(two_workers, recipe, name) for name in ("untrained", "best")]
-    data = open_data(recipe)
-    for result in results:
-        assert result["data"]["images"] == len(data.rows_of("test"))
-        for direction in result["directions"].values():
-            assert len(direction["trials"]) == 3
-            assert direction["mean"]["mAP"] == pytest.approx(sum(t["mAP"] for t in direction["trials"]) / 3)
-            assert direction["queries"] == 24 and direction["skipped"] == 0
-            for entry in direction["ranked"]:
-                distances = [item["distance"] for item in entry["gallery"]]
-                assert distances == sorted(distances)
-                assert all(i["match"] == (i["identity"] == entry["query"]["identity"]) for i in entry["gallery"])
-    assert results[0]["checkpoint"]["step"] == 0
-    page = report.write(two_workers).read_text()
-    score = 100 * results[1]["directions"]["visible_to_infrared"]["mean"]["mAP"]
-    assert f"{score:.1f}" in page
-    assert {"eval/best-folder.json", "eval/untrained-folder.json", "report/index.html"} <= set(
-        two_workers.location.walk_files()
-    )
+    result = evaluate.evaluate(two_workers, recipe, "best")
+    assert result["data"]["images"] == len(open_data(recipe).rows_of("test"))
+    for direction in result["directions"].values():
+        assert len(direction["trials"]) == 3
+        assert direction["mean"]["mAP"] == pytest.approx(sum(t["mAP"] for t in direction["trials"]) / 3)
+        assert direction["queries"] == 24 and direction["skipped"] == 0
+        for entry in direction["ranked"]:
+            distances = [item["distance"] for item in entry["gallery"]]
+            assert distances == sorted(distances)
+            assert all(i["match"] == (i["identity"] == entry["query"]["identity"]) for i in entry["gallery"])
+    assert "eval/best-folder.json" in two_workers.location.walk_files()
 
 
 def test_features_are_kept_and_options_are_named(two_workers: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +189,7 @@ def test_the_same_seed_gives_the_same_numbers_though_a_worker_was_killed(
     killer.join(timeout=5)
     assert killed, "no worker was killed, so nothing was shown"
     assert numbers(run) == numbers(two_workers)
-    mine, theirs = weights(run), weights(two_workers)
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert equal(weights(run), weights(two_workers))
 
 
 def _kill_a_worker(run: Run, killed: list[int]) -> None:
@@ -287,10 +271,10 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_refused(
     for name, resume in ((None, "auto"), ("broken", "auto"), (None, "broken")):
         assert resumption.to_resume(recipe, name, resume, [storage]) == run
     assert "from step 6 of 12" in resumption.describe_resumption(run)
-    execution.execute(run)
+    trained_plainly(run.recipe, open_data(run.recipe), run)
+    run.write_status("finished")
     assert numbers(run) == numbers(one_worker)
-    mine, theirs = weights(run), weights(one_worker)
-    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert equal(weights(run), weights(one_worker))
     assert resumption.to_resume(recipe, None, "auto", []) is None
     with pytest.raises(UserError, match="broken is finished"):
         resumption.to_resume(recipe, "broken", "auto", [])
@@ -355,13 +339,12 @@ def test_mistakes_are_found_before_a_run_folder_exists(module_recipes: Any, tmp_
     assert not (tmp_path / "storage" / "runs").exists()
 
 
-def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path, monkeypatch: Any) -> None:
-    """Prepare, train a few steps and evaluate on real images as a user's own folder."""
+def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path) -> None:
+    """Prepare, train a few steps and evaluate on real images and weights."""
     shared = Path(os.environ.get("ICRE_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
     root = shared / "vis_nir"
     if not root.exists():
         pytest.skip(f"no real images at {root}; set ICRE_SHARED_DATA")
-    monkeypatch.chdir(shared)  # workers have another working directory and must still find the weights
     recipe = config.load_recipe(
         None,
         [
@@ -386,7 +369,8 @@ def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path, mon
             "evaluation.trials=2",
         ],
     )
-    run = trained(recipe, "real")
+    prepare.run(recipe)
+    run = finished_run(config.located(recipe, shared), "real")
     split = json.loads((root / "split.json").read_text())
     data: PreparedData = open_data(recipe)
     assert data.manifest["synthetic"] is False

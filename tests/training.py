@@ -1,0 +1,72 @@
+"""Trainings in the test's own process, without Ray Train: the reference for those with it, and quick run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from icre import config
+from pipelines.data.feed import Feed
+from pipelines.data.prepared import PreparedData, open_data
+from pipelines.runs import Run
+from pipelines.storage import Storage
+from pipelines.training import launch
+from pipelines.training.saver import Saver
+from pipelines.training.worker import Worker
+
+TIMES = {"time", "images_per_s", "data_wait_s"}
+
+
+def trained_plainly(recipe: config.Recipe, data: PreparedData, run: Run | None = None) -> Worker:
+    """The recipe trained to its end by one worker; with a ``run``, from where it is, and its checkpoints are written."""
+    steps = launch.steps_per_epoch(recipe, data)
+    place = run or Run(Storage(recipe.storage) / "runs" / "nowhere")
+    with _one_thread():
+        worker = Worker.start(recipe, place, data, steps_per_epoch=steps, device=torch.device("cpu"), warn=pytest.fail)
+        saver = Saver(place, recipe.checkpoints, steps_per_epoch=steps, done=lambda _: None, warn=pytest.fail)
+        for batch in Feed(data, recipe, steps, 0, 1).batches(start=0, stop=worker.total_steps, device=worker.device):
+            worker.record(worker.step(batch), seconds=1.0, waited=0.0)
+            if worker.is_epoch_over:
+                improved = worker.end_epoch()
+                if run is not None:
+                    saver.wait()
+                    saver.save(worker.snapshot(), worker.metrics, improved=improved)
+        saver.wait()
+    return worker
+
+
+def finished_run(recipe: config.Recipe, name: str) -> Run:
+    """A run folder as a training of one worker leaves it."""
+    run = launch.start(recipe, name)
+    trained_plainly(recipe, open_data(recipe), run)
+    run.write_status("finished", restarts=[])
+    return run
+
+
+def weights(run: Run, name: str = "last") -> dict[str, torch.Tensor]:
+    """The network's tensors in the checkpoint ``last`` or ``best``."""
+    return load((run.location / "checkpoints" / str(run.reference(name)) / "model.safetensors").read_bytes())
+
+
+def equal(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
+    """Whether both have the same tensors, bit for bit."""
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def timeless(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Lines of metrics.jsonl without what depends on the clock."""
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
