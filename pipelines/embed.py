@@ -14,8 +14,10 @@ from icre.data import images
 from icre.data.augmentation import normalise
 from icre.data.records import SplitName
 from icre.errors import IcreError
+from pipelines.data.fan_out import blocks_of
 from pipelines.data.prepared import PreparedData
 from pipelines.networks import load_network
+from pipelines.progress import progress
 
 
 def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe) -> torch.Tensor:
@@ -28,7 +30,7 @@ def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, r
     settings = recipe.evaluation
     filesystem, _ = data.location.arrow()
     blocks = max(len(data.shard_paths), 2 * settings.workers)
-    rows = (
+    embedded = (
         ray.data.read_parquet(data.shard_paths, filesystem=filesystem, override_num_blocks=blocks)
         .select_columns(["image", "modality", "split"])
         .filter(expr=col("split") == split)
@@ -40,10 +42,14 @@ def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, r
             num_cpus=settings.cpus_per_worker,
             num_gpus=settings.gpus_per_worker,
         )
-        .take_all()
     )
-    by_path = {str(row["path"]): row["feature"] for row in rows}
     wanted = data.labels_and_paths["path"].take(data.rows_of(split)).to_pylist()
+    rows: list[dict[str, Any]] = []
+    with progress("evaluate: features", len(wanted), "images") as advance:
+        for block in blocks_of(embedded):
+            rows += block.to_pylist()
+            advance(block.num_rows)
+    by_path = {row["path"]: np.frombuffer(row["feature"], np.float32) for row in rows}
     if len(rows) != len(wanted) or set(by_path) != set(wanted):
         raise IcreError(
             f"{len(rows)} features ({len(by_path)} different images) for {len(wanted)} images of split {split}",
@@ -72,4 +78,5 @@ class _Embedder:
             features = self.network.embed(x, infrared)
             if self.flip:
                 features = torch.nn.functional.normalize(features + self.network.embed(x.flip(3), infrared), dim=1)
-        return {"path": [struct["path"] for struct in structs], "feature": features.float().cpu().numpy()}
+        stored = [feature.tobytes() for feature in features.float().cpu().numpy()]
+        return {"path": [struct["path"] for struct in structs], "feature": stored}

@@ -20,6 +20,7 @@ import ray.data
 
 from icre import config
 from icre.errors import StorageError
+from pipelines.progress import progress
 from pipelines.runs import warned_of
 from pipelines.storage import Storage
 
@@ -77,7 +78,9 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
             # Without this, Ray would join whatever cluster was started last on this machine.
             started["address"] = "local"
             started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus), MIN_LOGICAL_CPUS)
-        session: Any = ray.init(log_to_driver=False, logging_level=logging.WARNING, configure_logging=False, **started)
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
+        with progress("joining the cluster" if attached else "starting Ray"):
+            session: Any = ray.init(**quiet, **started)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         # The newer reader of Parquet starts 32 processes for the footers, whatever there is to read: on two cores that

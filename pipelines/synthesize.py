@@ -9,6 +9,7 @@ from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
 from icre.errors import ConfigError
 from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
+from pipelines.progress import progress
 
 
 def command(config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
@@ -28,7 +29,8 @@ def run(recipe: config.Recipe) -> None:
     """Render the set unless the folder already holds it."""
     spec, root = spec_of(recipe)
     say(f"synthesize: {describe(spec)}")
-    generate(root, spec, workers=os.cpu_count() or 1)
+    with progress("synthesize", images_of(spec), "images") as advance:
+        generate(root, spec, workers=os.cpu_count() or 1, advance=advance)
     say(f"synthesize: {root}")
 
 
@@ -52,11 +54,15 @@ def spec_of(recipe: config.Recipe) -> tuple[SyntheticSpec, Path]:
     return spec, Path(data.root)
 
 
+def images_of(spec: SyntheticSpec) -> int:
+    """How many images a set has."""
+    return 2 * spec.identities * spec.images_per_modality
+
+
 def describe(spec: SyntheticSpec) -> str:
     """One line for people."""
-    images = 2 * spec.identities * spec.images_per_modality
     return (
-        f"{spec.identities} synthetic identities, {images} images of {spec.height}x{spec.width}, "
+        f"{spec.identities} synthetic identities, {images_of(spec)} images of {spec.height}x{spec.width}, "
         f"{spec.visible_cameras} visible and {spec.infrared_cameras} infrared cameras, "
         f"difficulty {spec.difficulty:g}"
     )

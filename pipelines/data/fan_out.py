@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
+from ray.data.block import BlockAccessor
 
 from icre.errors import IcreError
 
@@ -17,10 +19,17 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def fan_out(work: Callable[[Item], Result], items: Sequence[Item], *, cpus: float = 1) -> list[Result]:
+def fan_out(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    cpus: float = 1,
+    done: Callable[[Item], None] | None = None,
+) -> list[Result]:
     """``work`` of every item, in their order, on any node with ``cpus`` free. Raises the IcreError that a task raised.
 
-    Items and results pass through this process, so they should be names and numbers, not images.
+    ``done`` is called with each item when its result is there, in whatever order they come. Items and results pass
+    through this process, so they should be names and numbers, not images.
     """
     if not items:
         return []
@@ -33,15 +42,29 @@ def fan_out(work: Callable[[Item], Result], items: Sequence[Item], *, cpus: floa
     # Otherwise Ray Data raises an exception of its own that no longer knows the one of the task.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(run, batch_size=1, num_cpus=cpus)
+    found: dict[int, bytes] = {}
     try:
-        # take_all() would leave a thread behind, which starts another Ray when the session ends before it does.
-        blocks = ray.get(tasks.to_arrow_refs())
+        for block in blocks_of(tasks):
+            for row in block.to_pylist():
+                found[row["number"]] = row["result"]
+                if done is not None:
+                    done(items[row["number"]])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, IcreError):
             raise error.cause from error
         raise
-    found = {row["number"]: row["result"] for block in blocks for row in block.to_pylist()}
     return [pickle.loads(found[number]) for number in range(len(items))]
+
+
+def blocks_of(rows: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The blocks of ``rows`` as soon as each is made, in whatever order they come.
+
+    Ray Data's own loops over rows and batches, take_all() too, leave a thread behind, which starts another Ray when the
+    session ends before it does.
+    """
+    for bundle in rows.iter_internal_ref_bundles():
+        for block in ray.get(list(bundle.block_refs)):
+            yield BlockAccessor.for_block(block).to_arrow()
 
 
 def cpus_for_each(tasks: int) -> int:

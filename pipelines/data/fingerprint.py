@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from pipelines.data.fan_out import fan_out
+from pipelines.progress import progress
 from pipelines.storage import Storage
 
 FILES_PER_TASK = 1024
@@ -23,7 +24,9 @@ READS_AT_ONCE = 4
 def fingerprint(root: Storage, paths: Sequence[str]) -> tuple[dict[str, str], dict[str, int]]:
     """SHA-256 and size in bytes of the files below ``root``, by path. Raises StorageError for one that is gone."""
     parts = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
-    read = [found for part in fan_out(partial(_read_all, root), parts) for found in part]
+    with progress("prepare: fingerprints", len(paths), "files") as advance:
+        found = fan_out(partial(_read_all, root), parts, done=lambda part: advance(len(part)))
+    read = [one for part in found for one in part]
     digests = {path: digest for path, (digest, _) in zip(paths, read, strict=True)}
     return digests, {path: size for path, (_, size) in zip(paths, read, strict=True)}
 

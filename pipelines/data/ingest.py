@@ -20,6 +20,7 @@ from pipelines.data.fingerprint import fingerprint
 from pipelines.data.prepared import FORMAT, MANIFEST, PreparedData, location_of
 from pipelines.data.shards import Row, Shard, digest, plan_shards, usable_shards, write_shards
 from pipelines.data.survey import Survey, count, survey
+from pipelines.progress import progress
 from pipelines.storage import Storage
 
 
@@ -31,7 +32,8 @@ def prepare(recipe: config.Recipe) -> tuple[PreparedData, bool]:
     under two identities, and when more than ``data.max_unreadable_share`` of the images do not decode; a data set
     prepared earlier then stays as it was.
     """
-    found = survey(recipe)
+    with progress("prepare: listing files"):
+        found = survey(recipe)
     location = location_of(recipe)
     location.check_writable()
     digests, sizes = fingerprint(found.root, [record.path for record in found.records])

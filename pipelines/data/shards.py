@@ -22,6 +22,7 @@ from icre.data.images import UnreadableImageError, fit_image
 from icre.data.records import PARQUET_SCHEMA
 from pipelines.data.fan_out import cpus_for_each, fan_out
 from pipelines.data.prepared import ROW_GROUP_ROWS
+from pipelines.progress import progress
 from pipelines.storage import Storage
 
 Shard = dict[str, Any]
@@ -51,7 +52,8 @@ def usable_shards(location: Storage, shards: Sequence[Shard], wanted: Sequence[R
 
     A shard is whole when its SHA-256 is the one that it was listed with.
     """
-    found = fan_out(partial(_rows_if_whole, location), shards)
+    with progress("prepare: shards that are there", len(shards), "shards") as advance:
+        found = fan_out(partial(_rows_if_whole, location), shards, done=lambda shard: advance(1))
     left = set(wanted)
     kept = []
     for shard, held in zip(shards, found, strict=True):
@@ -84,7 +86,8 @@ def write_shards(
     cpus = cpus_for_each(len(shards))
     # One thread more, as some wait for files.
     write = partial(_write_shard, root, location, settings, cpus + 1)
-    results = fan_out(write, shards, cpus=cpus)
+    with progress("prepare: images into shards", sum(map(len, shards)), "images") as advance:
+        results = fan_out(write, shards, cpus=cpus, done=lambda rows: advance(len(rows)))
     unreadable = {path: reason for result in results for path, reason in result["unreadable"].items()}
     return [result["shard"] for result in results if result["shard"]], unreadable
 

@@ -1,32 +1,26 @@
 """One live line while workers train, wherever they run.
 
-Worker 0 posts to a small actor; the driver reads it twice a second. A terminal gets one line that is redrawn,
-anything else gets a plain line every half minute.
+Worker 0 posts to a small actor; the driver reads it twice a second.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from icre.errors import IcreError
+from pipelines.command import say
+from pipelines.progress import POLL_INTERVAL_S, shown
 
-PLAIN_INTERVAL_S = 30.0
-POLL_INTERVAL_S = 0.5
 POST_INTERVAL_S = 0.5
 
 
@@ -175,15 +169,19 @@ def heard(board: ActorHandle[Any], listen: Callable[[dict[str, Any]], None] | No
 
 @contextlib.contextmanager
 def follow(board: ActorHandle[Any], label: str) -> Iterator[None]:
-    """Show the board's state until the body is done."""
-    done = threading.Event()
-    thread = threading.Thread(target=_show, args=(board, label, done), daemon=True)
-    thread.start()
-    try:
+    """Show the board's state until the body is done, and say its notes, each once."""
+    told = 0
+
+    def look() -> str:
+        nonlocal told
+        line, notes = _news(board, label)
+        for note in notes[told:]:
+            say(f"{label}: {note}")
+        told = max(told, len(notes))
+        return line
+
+    with shown(look):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def format_line(label: str, state: dict[str, Any]) -> str:
@@ -202,26 +200,6 @@ def format_line(label: str, state: dict[str, Any]) -> str:
     if state["val_mAP"] is not None:
         parts.append(f"val mAP {100 * state['val_mAP']:.1f} %")
     return "  ".join(parts)
-
-
-def _show(board: ActorHandle[Any], label: str, done: threading.Event) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    told = 0
-    shown = time.monotonic()
-    with Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else nullcontext() as live:
-        while True:
-            ended = done.wait(POLL_INTERVAL_S)
-            line, notes = _news(board, label)
-            for note in notes[told:]:
-                console.print(f"{label}: {note}", markup=False)
-            told = max(told, len(notes))
-            if ended:
-                return
-            if live is not None:
-                live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
-            elif time.monotonic() - shown >= PLAIN_INTERVAL_S:
-                shown = time.monotonic()
-                print(line, file=sys.stderr, flush=True)
 
 
 def _news(board: ActorHandle[Any], label: str) -> tuple[str, list[str]]:

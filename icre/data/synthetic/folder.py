@@ -17,18 +17,18 @@ from icre.data.synthetic.render import jpeg_quality, render_image
 from icre.data.synthetic.spec import MODALITIES, SyntheticSpec
 from icre.errors import ConfigError, DataError, StorageError
 
-Progress = Callable[[int, int], None]
-
 _MARKER = "synthetic.json"
 _FORMAT = 1  # raise it with any change of the images: folders of the older look are then refused
 
 
-def generate(root: Path, spec: SyntheticSpec, *, workers: int = 1, progress: Progress | None = None) -> None:
+def generate(
+    root: Path, spec: SyntheticSpec, *, workers: int = 1, advance: Callable[[int], None] | None = None
+) -> None:
     """Write ``<root>/{visible,infrared}/<identity:04d>/<camera>_<index:04d>.jpg`` and ``split.json``.
 
     Beside them, SYNTHETIC.md says that the data is synthetic, and synthetic.json holds the spec. The folder
     appears whole or not at all: it is built in a sibling folder and renamed. A ``root`` that already holds
-    this spec is left alone. ``progress`` is called with images written and images in all.
+    this spec is left alone. ``advance`` is called with the number of images that were just written.
 
     Raises:
         ConfigError: ``workers`` is below 1.
@@ -42,7 +42,7 @@ def generate(root: Path, spec: SyntheticSpec, *, workers: int = 1, progress: Pro
         return
     _refuse_foreign(root)
     try:
-        _build(root, spec, workers, progress)
+        _build(root, spec, workers, advance)
     except OSError as error:
         if not _holds(root, spec):  # another process may have finished the same folder first
             raise StorageError(
@@ -51,15 +51,14 @@ def generate(root: Path, spec: SyntheticSpec, *, workers: int = 1, progress: Pro
             ) from error
 
 
-def _build(root: Path, spec: SyntheticSpec, workers: int, progress: Progress | None) -> None:
+def _build(root: Path, spec: SyntheticSpec, workers: int, advance: Callable[[int], None] | None) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
-    total = 2 * spec.identities * spec.images_per_modality
     with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
         tree = Path(scratch) / "tree"  # not scratch itself, which only its owner may read
         tree.mkdir()
-        for done, written in enumerate(_write_all(tree, spec, workers), start=1):
-            if progress is not None:
-                progress(done * written, total)
+        for written in _write_all(tree, spec, workers):
+            if advance is not None:
+                advance(written)
         (tree / "split.json").write_text(json.dumps(spec.split(), indent=1) + "\n", encoding="utf-8")
         (tree / "SYNTHETIC.md").write_text(_page(spec), encoding="utf-8")
         (tree / _MARKER).write_text(json.dumps(_identity_card(spec), indent=1) + "\n", encoding="utf-8")

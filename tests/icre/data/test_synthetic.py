@@ -39,10 +39,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_same_spec_gives_the_same_bytes_whatever_the_workers(written: Path, tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    generate(tmp_path / "again", SMALL, workers=2, progress=lambda done, total: calls.append((done, total)))
+    calls: list[int] = []
+    generate(tmp_path / "again", SMALL, workers=2, advance=calls.append)
     assert tree(tmp_path / "again") == tree(written)
-    assert calls == [(6 * n, 42) for n in range(1, 8)]
+    assert calls == [6] * 7
     assert [p.name for p in tmp_path.iterdir()] == ["again"]
 
 
@@ -86,7 +86,7 @@ def test_split_file_and_page(written: Path) -> None:
 
 def test_second_call_touches_nothing(written: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in written.rglob("*")}
-    generate(written, SMALL, progress=lambda done, total: pytest.fail("wrote again"))
+    generate(written, SMALL, advance=lambda images: pytest.fail("wrote again"))
     assert {p: p.stat().st_mtime_ns for p in written.rglob("*")} == before
 
 
@@ -104,11 +104,11 @@ def test_foreign_folders_are_refused_and_kept(written: Path, tmp_path: Path) -> 
 
 
 def test_nothing_is_left_of_an_interrupted_run(tmp_path: Path) -> None:
-    def stop(done: int, total: int) -> None:
+    def stop(images: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(tmp_path / "set", SMALL, progress=stop)
+        generate(tmp_path / "set", SMALL, advance=stop)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "set").mkdir()  # an empty folder is as good as none
     generate(tmp_path / "set", replace(SMALL, identities=3, images_per_modality=1))

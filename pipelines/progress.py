@@ -1,0 +1,109 @@
+"""How far a piece of work is, on standard error until it is done.
+
+A terminal has a line that is redrawn and then goes away; anything else gets a plain line every half minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from time import monotonic
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+PLAIN_INTERVAL_S = 30.0
+POLL_INTERVAL_S = 0.5
+
+_silent_since = monotonic()
+"""When this process wrote its last plain line, or began; short pieces of work in a row are one silence."""
+
+Advance = Callable[[int], None]
+"""Called with how much more is done."""
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
+    """Show how much of ``total`` is done, the rate and the time left; without a total, how long it takes so far."""
+    facts = _Facts(unit)
+    bars = Progress(TextColumn("{task.description}"), BarColumn(20), facts, get_time=monotonic)
+    task = bars.add_task(label, total=total)
+    with shown(lambda: f"{label}: {facts.text(bars.tasks[0])}", drawn=bars):
+        yield lambda count: bars.advance(task, count)
+
+
+@contextlib.contextmanager
+def shown(line: Callable[[], str], *, drawn: RenderableType | None = None) -> Iterator[None]:
+    """Show ``line()``, which a thread calls twice a second and once at the end, until the body is done.
+
+    drawn: what a terminal shows in its place.
+    """
+    done = threading.Event()
+    thread = threading.Thread(target=_show, args=(line, drawn, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _show(line: Callable[[], str], drawn: RenderableType | None, done: threading.Event) -> None:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    # Standard output may be a file of results: what is printed there stays there.
+    live = Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False)
+    with live if console.is_interactive else contextlib.nullcontext():
+        while True:
+            ended = done.wait(POLL_INTERVAL_S)
+            text = line()
+            if ended:
+                return
+            if console.is_interactive:
+                live.update(drawn or Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
+            elif _is_silent_for(PLAIN_INTERVAL_S):
+                console.print(text, markup=False)
+
+
+def _is_silent_for(seconds: float) -> bool:
+    """Whether a plain line is due; then the silence begins anew."""
+    global _silent_since
+    now = monotonic()
+    if now - _silent_since < seconds:
+        return False
+    _silent_since = now
+    return True
+
+
+class _Facts(ProgressColumn):
+    """Done and total, rate, time left."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The words as a terminal's column."""
+        return Text(self.text(task))
+
+    def text(self, task: Task) -> str:
+        """The words. Before anything is done, and where nobody knows the total, the time so far."""
+        elapsed, done = task.elapsed or 0.0, task.completed
+        so_far = f"{clock(elapsed)} so far"
+        if task.total is None:
+            return f"{done:,.0f} {self._unit}  {so_far}" if self._unit else so_far
+        counts = f"{done:,.0f}/{task.total:,.0f} {self._unit}"
+        # The newest rate leaves out the start of processes; it takes two advances within half a minute to be known.
+        rate = task.speed or (done / elapsed if elapsed else 0.0)
+        if not rate:
+            return f"{counts}  {so_far}"
+        said = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{counts}  {said} {self._unit}/s  {clock((task.total - done) / rate)} left"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=max(0, round(seconds))))
