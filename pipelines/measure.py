@@ -13,6 +13,7 @@ from icre.evaluation import DirectionResult, Protocol, protocol_of, run_protocol
 from icre.evaluation.draws import Permutations
 from icre.evaluation.evidence import camera_pairs, distance_histogram, ranked_lists
 from pipelines.data.prepared import PreparedData
+from pipelines.progress import progress
 
 SPLIT: SplitName = "test"
 
@@ -31,20 +32,26 @@ def measure(
     rows = data.rows_of(SPLIT)
     records = data.records(rows)
     protocol = protocol_of(recipe)
-    results = run_protocol(features, records, protocol, rerank=recipe.evaluation.rerank, permutations=permutations)
-    noise = torch.randn(len(features), 64, generator=torch.Generator().manual_seed(recipe.seed))
-    chance = run_protocol(noise, records, protocol, permutations=permutations)
-    histogram = distance_histogram(features, records)
-    directions = {}
-    for name, result in results.items():
-        drawn: dict[str, Any] = {"direction": name, "permutations": permutations}
-        directions[name] = {
-            **_describe(result),
-            "chance": chance[name].mean(),
-            "distances": histogram,
-            "camera_pairs": camera_pairs(features, records, protocol, **drawn),
-            "ranked": [_named(entry, rows, records) for entry in ranked_lists(features, records, protocol, **drawn)],
-        }
+    with progress("evaluate: ranking", 3 + len(protocol.directions), "parts") as advance:
+        results = run_protocol(features, records, protocol, rerank=recipe.evaluation.rerank, permutations=permutations)
+        advance(1)
+        noise = torch.randn(len(features), 64, generator=torch.Generator().manual_seed(recipe.seed))
+        chance = run_protocol(noise, records, protocol, permutations=permutations)
+        advance(1)
+        histogram = distance_histogram(features, records)
+        advance(1)
+        directions = {}
+        for name, result in results.items():
+            drawn: dict[str, Any] = {"direction": name, "permutations": permutations}
+            ranked = ranked_lists(features, records, protocol, **drawn)
+            directions[name] = {
+                **_describe(result),
+                "chance": chance[name].mean(),
+                "distances": histogram,
+                "camera_pairs": camera_pairs(features, records, protocol, **drawn),
+                "ranked": [_named(entry, rows, records) for entry in ranked],
+            }
+            advance(1)
     return {
         "data": _describe_data(data, records) | {"differences": differences(results, protocol)},
         "protocol": choices(recipe),

@@ -14,6 +14,7 @@ from pipelines.data.prepared import PreparedData, open_data
 from pipelines.features import kept_features, model_hash
 from pipelines.measure import SPLIT
 from pipelines.networks import UNTRAINED, load_network
+from pipelines.progress import progress
 from pipelines.reporting.metric_table import BEST
 from pipelines.reporting.pictures import Examples, Model, Picture, pictures
 from pipelines.reporting.plates import Plates
@@ -50,14 +51,16 @@ def command(
 def write(run: Run, *others: Run) -> Storage:
     """Render the report of ``run`` beside ``others``; where it lies."""
     data = _data_of(run)
-    plates = Plates()
-    page = render(
-        _content(run),
-        others=[_content(other) for other in others],
-        image_of=_no_image if data is None else data.image,
-        pictures=[] if data is None else _pictures(run, others, data),
-        plates=plates,
-    )
+    seen = [] if data is None else _pictures(run, others, data)
+    with progress("report: figures of the page", unit="figures") as advance:
+        plates = Plates(advance)
+        page = render(
+            _content(run),
+            others=[_content(other) for other in others],
+            image_of=_no_image if data is None else data.image,
+            pictures=seen,
+            plates=plates,
+        )
     path = report_path(run)
     folder = run.location / "report" / "figures"
     folder.delete()  # those of models that are no longer shown

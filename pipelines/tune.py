@@ -16,6 +16,7 @@ from icre.search import overrides_of
 from pipelines import evaluate, prepare, series, synthesize
 from pipelines.command import ConfigFile, DryRun, Overrides, RunByDefault, new_app, read_recipe, run_app, say
 from pipelines.data.prepared import PreparedData, open_data
+from pipelines.progress import progress
 from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.reporting.sweep_table import sweep_table_markdown
 from pipelines.runs import Run, runs
@@ -110,11 +111,12 @@ def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
         left = 0 if engine.is_over(sweep) else planned
     if left:
         classes = len(data.classes)
-        measured: Any = ray.get(
-            ray.remote(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)(probe).remote(
-                recipe, classes
+        with progress("tune: a few steps, to estimate the hours"):
+            measured: Any = ray.get(
+                ray.remote(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)(probe).remote(
+                    recipe, classes
+                )
             )
-        )
         each = launch.steps_per_epoch(recipe, data)
         say(
             describe(

@@ -5,9 +5,9 @@ People and images are spread evenly over the split; nobody picked them for how w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from icre.insight.scatter import FEWEST, scatter
 from icre.model.network import ICRENetwork
 from pipelines.data.prepared import PreparedData
 from pipelines.measure import SPLIT
+from pipelines.progress import progress
 
 SCATTERED, SHOWN = 10, 4
 """People in the scatter, and in the rows of images."""
@@ -94,12 +95,17 @@ def pictures(models: Sequence[Model], examples: Examples) -> list[Picture]:
     """All that can be drawn of ``models``; masks and attention for those that have them."""
     if not models or not examples.shown:
         return []
-    found = [_scatter(models, examples), _heat(models, examples)]
+    draw: list[Callable[[], Picture | None]] = [partial(_scatter, models, examples), partial(_heat, models, examples)]
     for number, model in enumerate(models):
         if model.network.mpfr is not None:
-            found.append(_masks(model, number, examples))
+            draw.append(partial(_masks, model, number, examples))
         if model.network.sdce is not None:
-            found.append(_attention(model, number, examples))
+            draw.append(partial(_attention, model, number, examples))
+    found = []
+    with progress("report: what the networks see", len(draw), "pictures") as advance:
+        for one in draw:
+            found.append(one())
+            advance(1)
     return [picture for picture in found if picture is not None]
 
 

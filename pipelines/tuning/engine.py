@@ -81,7 +81,7 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_f
         )
     try:
         # Tune prints even where it was told not to, and standard output holds results only.
-        with contextlib.redirect_stdout(io.StringIO()):
+        with Watch.shown(), contextlib.redirect_stdout(io.StringIO()):
             tuner.fit()
     except tune.TuneError as error:
         raise TrainingError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 from ray.exceptions import RayTaskError
 from ray.tune import Callback
@@ -14,6 +15,7 @@ from ray.util.metrics import Gauge
 
 from icre.errors import IcreError, StorageError, TrainingError
 from pipelines.command import say
+from pipelines.progress import clock, shown
 from pipelines.runs import Run, now, warned_of
 from pipelines.storage import Storage
 from pipelines.training.execution import in_a_line
@@ -22,6 +24,7 @@ from pipelines.tuning.trial import Sweep
 
 INTERVAL_S = 5.0
 STATUS = "status.json"
+STARTING = "tune: starting the first trainings"
 STATES = ("pending", "running", "finished", "stopped", "failed")
 _OF_TUNE = {
     "PENDING": "pending",
@@ -35,8 +38,11 @@ _OF_TUNE = {
 class Watch(Callback):
     """Follows Tune's trials from the process that runs the sweep.
 
-    Tune pickles its callbacks and makes them anew when a sweep goes on: everything begins in :meth:`setup`.
+    Tune pickles its callbacks and makes them anew when a sweep goes on: everything begins in :meth:`setup`. The line on
+    the console is the class's own, for whoever shows it knows no instance; a process has one sweep at a time.
     """
+
+    _line: ClassVar = STARTING
 
     def __init__(self, sweep: Sweep, trainings: int, others: Sequence[Outcome]) -> None:
         """trainings: of the whole sweep; others: those of them that are not trained this time."""
@@ -48,7 +54,7 @@ class Watch(Callback):
         self._runs: dict[str, str] = {}
         self._ended: dict[str, str] = {}
         self._reported = time.time()
-        self._shown_at, self._line = 0.0, ""
+        self._shown_at, Watch._line = 0.0, STARTING
         self._metric = self._sweep.base.checkpoints.best
         reached = [(other.reached[self._metric], other.run) for other in self._others if other.reached]
         self._best = max(reached, default=None, key=lambda pair: pair[0])
@@ -60,6 +66,12 @@ class Watch(Callback):
                 ("icre_sweep_last_report_timestamp_seconds", "Unix time of the newest validation.", ()),
             )
         }
+
+    @classmethod
+    def shown(cls) -> AbstractContextManager[None]:
+        """Show where the sweep is, and for how long it has been running, until the body is done."""
+        began = time.monotonic()
+        return shown(lambda: f"{cls._line}; {clock(time.monotonic() - began)} so far")
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any
@@ -136,7 +148,7 @@ class Watch(Callback):
             self._gauges["icre_sweep_best_ratio"].set(self._best[0], sweep)
         line = self._describe(counts)
         if line != self._line:
-            self._line = line
+            Watch._line = line
             say(line)
         with warned_of(StorageError):
             status = {"state": state, "updated": now(), "counts": {name: counts[name] for name in STATES}}
