@@ -23,7 +23,7 @@ from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
 from pipelines import prepare
 from pipelines.embed import embed
-from pipelines.networks import UNTRAINED
+from pipelines.runs import UNTRAINED
 from pipelines.session import Demand, ray_session
 from pipelines.training import launch
 

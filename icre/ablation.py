@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,8 @@ def paired_p_value(differences: Sequence[float]) -> float | None:
     """Two-sided p of Student's t-test that paired differences have mean 0: None for fewer than two, or equal ones."""
     if len(differences) < 2 or float(np.ptp(differences)) < 1e-12:
         return None
+    from scipy import stats  # takes a second to import, and tables without a p-value need none of it
+
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 

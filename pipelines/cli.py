@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from pipelines import (
-    ablate,
-    demo,
-    doctor,
-    evaluate,
-    inspect_data,
-    prepare,
-    regdb,
-    report,
-    retrain,
-    show_config,
-    show_model,
-    submit,
-    synthesize,
-    train,
-    tune,
-)
-from pipelines.command import new_app, run_app
-from pipelines.registry import verbs as registry_verbs
+from importlib import metadata
+from typing import Annotated, Any
 
-app = new_app()
-app.command("demo")(demo.command)
-app.command("synthesize")(synthesize.command)
-app.command("prepare")(prepare.command)
-app.command("train")(train.command)
-app.command("evaluate")(evaluate.command)
-app.command("ablate")(ablate.command)
-app.command("regdb")(regdb.command)
-app.command("report")(report.command)
-app.command("retrain")(retrain.command)
-app.command("model")(show_model.command)
-app.command("submit", context_settings=submit.CONTEXT)(submit.command)
-app.command("doctor")(doctor.command)
-app.add_typer(registry_verbs.app, name="registry", help="Which model serves, its history, and changes by hand.")
-app.add_typer(tune.app, name="tune", help="Train over a search space; how far such a sweep is.")
-app.add_typer(show_config.app, name="config", help="Show the resolved recipe, or the schema of every key.")
-app.add_typer(inspect_data.app, name="data", help="Look into a prepared data set.")
+import typer
+from typer.core import TyperGroup
+
+from pipelines.command import new_app, run_app
+from pipelines.verbs import VERBS, command_of
+
+
+class Verbs(TyperGroup):
+    """The table of verbs. Help and completion list it as it is; a verb that is named is imported."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The real command in the place of the table's line."""
+        name, line, rest = super().resolve_command(ctx, args)
+        return name, command_of(name) if name in VERBS else line, rest
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"icre {metadata.version('icre')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+]
+
+app = new_app(Verbs, "Visible-infrared person re-identification as a training pipeline on Ray.", completion=True)
+
+
+@app.callback()
+def icre(version: Version = False) -> None:
+    """What is no verb's own: --version."""
+
+
+def _line() -> None:
+    """A verb of the table, never called: :class:`Verbs` puts the real one in its place."""
+
+
+for _name, _verb in VERBS.items():
+    app.command(_name, short_help=_verb.summary)(_line)
 
 
 def main() -> None:

@@ -6,14 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
-from icre import config
 from icre.errors import IcreError
+
+if TYPE_CHECKING:
+    from icre import config
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="Recipe (YAML), see configs/. None: the defaults.")
@@ -32,35 +33,48 @@ class RunByDefault(TyperGroup):
     """Subcommands of which ``run`` needs no name: ``icre tune key=value`` is ``icre tune run key=value``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put ``run`` in front of anything that is neither a subcommand nor a call for help."""
-        return super().parse_args(ctx, args if args and args[0] in (*self.commands, "--help") else ["run", *args])
+        """Put ``run`` in front of anything that is neither a subcommand, a call for help nor a shell's first Tab."""
+        named = args[0] in (*self.commands, "--help") if args else ctx.resilient_parsing
+        return super().parse_args(ctx, args if named else ["run", *args])
 
 
-def new_app(cls: type[TyperGroup] | None = None) -> typer.Typer:
-    """A Typer application with plain tracebacks and without shell completion options."""
+def new_app(
+    cls: type[TyperGroup] | None = None, summary: str | None = None, *, completion: bool = False
+) -> typer.Typer:
+    """A Typer application with plain tracebacks; ``completion``: with the options that set up a shell's completion."""
     return typer.Typer(
         cls=cls,
-        add_completion=False,
+        help=summary,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         no_args_is_help=cls is not RunByDefault,
         rich_markup_mode=None,
     )
 
 
+def app_of(command: Callable[..., Any]) -> typer.Typer:
+    """An application that is this one command."""
+    app = new_app()
+    app.command()(command)
+    return app
+
+
 def run_command(command: Callable[..., Any]) -> None:
     """Body of ``python -m pipelines.<verb>``."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    run_app(app)
+    run_app(app_of(command))
 
 
 def read_recipe(config_file: Path | None, overrides: list[str] | None) -> config.Recipe:
     """The recipe of a command line, with every location absolute: other processes have other working directories."""
+    from icre import config  # a help text does without: it takes as long to import as all of Typer
+
     return config.located(config.load_recipe(config_file, overrides or []), Path.cwd())
 
 
 def override_recipe(recipe: config.Recipe, overrides: Sequence[str], *, where: str) -> config.Recipe:
     """``recipe`` of a run with the overrides of a command line, whose locations are absolute, too."""
+    from icre import config  # as in read_recipe
+
     return config.located(config.override(recipe, overrides, where=where), Path.cwd())
 
 
@@ -74,6 +88,8 @@ def run_app(app: typer.Typer) -> None:
     try:
         app()
     except IcreError as error:
+        from rich.console import Console  # only where there is something to say
+
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print("[bold red]error:[/]", end=" ")
         console.print(error.message, markup=False)

@@ -8,9 +8,8 @@ from pathlib import Path
 from icre import config
 from pipelines import evaluate, prepare, report, synthesize, train
 from pipelines.command import ConfigFile, DryRun, Overrides, Verbose, read_recipe, run_command, say
-from pipelines.networks import UNTRAINED
 from pipelines.reporting.metric_table import metric_table_markdown
-from pipelines.runs import Run
+from pipelines.runs import UNTRAINED, Run
 from pipelines.session import Demand, ray_session, upload_logs
 from pipelines.training import execution, launch
 

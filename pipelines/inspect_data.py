@@ -32,7 +32,12 @@ EXAMPLES = 3
 SHEET_IDENTITIES, SHEET_IMAGES = 8, 4
 """Identities on a contact sheet, and at most so many images of each in each modality."""
 
-app = new_app()
+app = new_app(summary="Look into a prepared data set.")
+
+
+@app.callback()
+def group() -> None:
+    """Keep ``inspect`` a subcommand: without a function of the group, Typer takes a lone command for all there is."""
 
 
 @app.command("inspect")

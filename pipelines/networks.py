@@ -10,11 +10,9 @@ from icre import config
 from icre.model.build import build_network
 from icre.model.network import ICRENetwork
 from icre.training import checkpoint
-from pipelines.runs import Run
+from pipelines.runs import UNTRAINED, Run
 from pipelines.storage import Storage
 from pipelines.weights import fetch
-
-UNTRAINED = "untrained"
 
 
 def initial_network(recipe: config.Recipe, *, classes: int) -> ICRENetwork:

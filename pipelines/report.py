@@ -13,13 +13,13 @@ from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_co
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.features import kept_features, model_hash
 from pipelines.measure import SPLIT
-from pipelines.networks import UNTRAINED, load_network
+from pipelines.networks import load_network
 from pipelines.progress import progress
 from pipelines.reporting.metric_table import BEST
 from pipelines.reporting.pictures import Examples, Model, Picture, pictures
 from pipelines.reporting.plates import Plates
 from pipelines.reporting.report_page import RunContent, render
-from pipelines.runs import Run
+from pipelines.runs import UNTRAINED, Run
 from pipelines.storage import Storage
 
 RunNames = Annotated[

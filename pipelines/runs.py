@@ -21,17 +21,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 
 from icre import config
 from icre.errors import DataError, IcreError, StoppedError, UserError, WeightsError
 from icre.training import checkpoint
-from pipelines.data.prepared import PreparedData
 from pipelines.storage import Storage
 
+if TYPE_CHECKING:
+    from pipelines.data.prepared import PreparedData
+
+UNTRAINED = "untrained"
+"""Name of the checkpoint that every run has: the weights before the first step, made anew from the recipe."""
 PACKAGES = ("torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "simplejpeg", "pydantic", "safetensors")
 
 
@@ -248,6 +251,8 @@ def code_version() -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Of the machine this is called on."""
+    import torch  # whoever only looks at runs starts without it
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
 

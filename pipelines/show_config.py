@@ -5,7 +5,7 @@ from __future__ import annotations
 from icre import config
 from pipelines.command import ConfigFile, Overrides, new_app
 
-app = new_app()
+app = new_app(summary="Show the resolved recipe, or the schema of every key.")
 
 
 @app.command()
@@ -14,7 +14,7 @@ def show(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
     print(config.load_recipe(config_file, overrides or []).to_yaml(), end="")
 
 
-@app.command()
+@app.command(short_help="Print the JSON Schema of the recipe.")
 def schema() -> None:
     """Print the JSON Schema of the recipe: every key, its meaning, type, bounds and default."""
     print(config.json_schema())

@@ -20,18 +20,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
-import pyarrow.fs
-import s3fs
-from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.implementations.local import LocalFileSystem
 
 from icre.errors import StorageError
 from pipelines.storage_errors import StorageNotFoundError, error_code, explain
+
+if TYPE_CHECKING:
+    import pyarrow.fs
 
 __all__ = ["Storage", "StorageNotFoundError"]
 
@@ -195,6 +193,8 @@ class Storage:
         to a buffer or a local file first. It keeps the retries of this module when pickled, pyarrow's own S3
         file system does not.
         """
+        import pyarrow.fs  # a command that only looks something up starts without it
+
         if self.is_remote:
             return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._path
         return pyarrow.fs.LocalFileSystem(), self._path
@@ -234,8 +234,17 @@ class Storage:
         """Turn what fsspec, botocore and the operating system raise into errors for users."""
         try:
             yield
-        except (OSError, BotoCoreError, ClientError, aiohttp.ClientError) as error:
+        except self._errors as error:
             raise explain(error, action=action, url=self.url) from error
+
+    @property
+    def _errors(self) -> tuple[type[Exception], ...]:
+        """What goes wrong with the location, rather than with the program."""
+        if not self.is_remote:
+            return (OSError,)
+        from pipelines import storage_s3  # as in _filesystem
+
+        return (OSError, *storage_s3.ERRORS)
 
     def _is_shown(self, path: str) -> bool:
         """Not the location itself, which S3 may list, and not a write in progress."""
@@ -308,13 +317,6 @@ def _normalised(url: str) -> str:
     return "s3://" + "/".join([bucket, *(part for part in prefix.split("/") if part)])
 
 
-def _check_endpoint(name: str, value: str | None) -> None:
-    """Refuse what botocore would report as a ValueError, or what would put a password into messages."""
-    if value and not re.fullmatch(r"https?://[^@/?]+/?[^@?]*", value):
-        shown = "(not shown)" if "@" in value or "?" in value else repr(value)
-        raise StorageError(f"{name} {shown} is not an endpoint", hint="http://host:port or https://host")
-
-
 @contextmanager
 def _partial(target: Path) -> Iterator[Path]:
     """A path beside ``target`` for its content to be; removed at the end."""
@@ -344,49 +346,7 @@ def _sync(path: Path) -> None:
 def _filesystem(*, remote: bool, patient: bool) -> Any:
     if not remote:
         return LocalFileSystem(auto_mkdir=True)
+    from pipelines import storage_s3  # its libraries take most of a second to import
+
     settings = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    return _connect(settings, os.getpid(), patient=patient)
-
-
-class _S3(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
-    """s3fs that cannot hang, also in the worker that it is pickled to."""
-
-    retries = 3  # rounds of botocore's own after a broken transfer
-
-    async def set_session(self, refresh: bool = False, kwargs: Any = None) -> Any:
-        """The client, set up so that uploads do not ask first whether they may begin."""
-        client = await super().set_session(refresh=refresh, kwargs=kwargs or {})
-        client.meta.events.register_last("before-call.s3", _send_at_once, unique_id="icre-send-at-once")
-        return client
-
-
-def _send_at_once(params: dict[str, Any], **_: Any) -> None:
-    # botocore asks with `Expect: 100-continue`, and no timeout of aiohttp covers the wait for the answer:
-    # with the header, an upload to a store that accepts connections and stays silent never ends.
-    params["headers"].pop("Expect", None)
-
-
-@lru_cache(maxsize=8)
-def _connect(settings: tuple[tuple[str, str], ...], pid: int, *, patient: bool) -> Any:
-    """One client a process and set of AWS variables: making one takes 0.1 s, and it does not survive a fork.
-
-    ``patient`` rides out an outage: 12 repeats with growing pauses, 75 s on average if none succeeds;
-    ``AWS_MAX_ATTEMPTS`` says otherwise, as botocore documents it. Without, a dead endpoint shows within seconds.
-    """
-    attempts = int(dict(settings).get("AWS_MAX_ATTEMPTS", 13)) if patient else 2
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        _check_endpoint(name, dict(settings).get(name))
-    region = dict(settings).get("AWS_REGION")  # botocore itself reads AWS_DEFAULT_REGION alone
-    fs = _S3(
-        client_kwargs={"region_name": region} if region else {},
-        config_kwargs={
-            "retries": {"total_max_attempts": attempts, "mode": "standard"},
-            "connect_timeout": 5 if patient else 3,
-            "read_timeout": 30 if patient else 4,
-        },
-        use_listings_cache=False,  # other processes write, too
-        skip_instance_cache=True,
-    )
-    if not patient:
-        fs.retries = 1
-    return fs
+    return storage_s3.connect(settings, os.getpid(), patient=patient)

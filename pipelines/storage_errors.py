@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import os
 
-from botocore.exceptions import ConnectionError as EndpointError
-from botocore.exceptions import HTTPClientError, NoCredentialsError, PartialCredentialsError
-
 from icre.errors import StorageError
 
 _LOCAL_HINTS = {
@@ -56,6 +53,9 @@ def _explain_local(error: Exception, what: str) -> StorageError:
 
 
 def _explain_remote(error: Exception, what: str, *, code: str, bucket: str) -> StorageError:
+    from botocore.exceptions import ConnectionError as EndpointError  # which a local location does without
+    from botocore.exceptions import HTTPClientError, NoCredentialsError, PartialCredentialsError
+
     settings = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
     endpoint = next(filter(None, settings), "the AWS endpoint")
     if code == "NoSuchBucket":

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
-import ray
 import typer
 
-from icre import config
-from icre.errors import ConfigError, DataError, StoppedError, UserError
-from icre.search import overrides_of
-from pipelines import evaluate, prepare, series, synthesize
 from pipelines.command import ConfigFile, DryRun, Overrides, RunByDefault, new_app, read_recipe, run_app, say
-from pipelines.data.prepared import PreparedData, open_data
-from pipelines.progress import progress
-from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.reporting.sweep_table import sweep_table_markdown
-from pipelines.runs import Run, runs
 from pipelines.storage import Storage
-from pipelines.training import launch
-from pipelines.tuning import engine
-from pipelines.tuning.outcomes import failure_of, grouped, is_settled, outcomes_of
-from pipelines.tuning.plan import describe, listed_trials, probe
-from pipelines.tuning.sweep import begin, check_same, open_sweep, runs_of, summarise, sweep_of
-from pipelines.tuning.trial import Sweep
-from pipelines.tuning.watch import STATUS
+from pipelines.tuning.outcomes import grouped, outcomes_of
+from pipelines.tuning.sweep import STATUS, open_sweep
 
-app = new_app(RunByDefault)
+app = new_app(RunByDefault, summary="Train over a search space; how far such a sweep is.")
 
 SweepName = Annotated[str | None, typer.Option("--sweep", help="Name of the sweep. None: <name>-<tune.method>.")]
 RetryFailed = Annotated[
@@ -37,7 +20,7 @@ RetryFailed = Annotated[
 ]
 
 
-@app.command("run")
+@app.command("run", short_help="Train over the space; `run` may be left out.")
 def command(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
@@ -50,30 +33,13 @@ def command(
     The same command goes on with a sweep that was interrupted. The validation identities choose; the test identities
     are looked at once, by the chosen one.
     """
+    from pipelines.tuning import running  # with torch and Ray, which `icre tune status` does without
+
     recipe = read_recipe(config_file, overrides)
-    fewest, most = recipe.train.worker_range
-    if fewest != most:
-        raise ConfigError(
-            f"train.workers={[fewest, most]} in a sweep: how many trainings fit side by side could not be known",
-            hint="give one number",
-        )
-    name = sweep_name or f"{recipe.name}-{recipe.tune.method}"
-    sweep = sweep_of(recipe, name, listed_trials(recipe, name))
-    if dry_run:
-        _describe(sweep)
-        return
-    if recipe.data.synthetic is not None:
-        synthesize.run(recipe)
-    with series.session_for(recipe, Storage(sweep.location), at_once=engine.local_room(recipe)):
-        data = prepare.run(recipe) if recipe.data.root is not None else open_data(recipe)
-        with _stopping_on_sigterm(sweep):
-            markdown = run(sweep, data, retry_failed=retry_failed)
-    print(f"\n{markdown}\n\n{sweep.location}")
-    if (failure := failure_of(outcomes_of(sweep))) is not None:
-        raise failure
+    running.tune(recipe, sweep_name, dry_run=dry_run, retry_failed=retry_failed)
 
 
-@app.command("status")
+@app.command("status", short_help="Print how far a sweep is.")
 def status(
     name: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of the sweep.")],
     storage: Annotated[str, typer.Option("--storage", help="As the recipe's.")] = "storage",
@@ -88,98 +54,6 @@ def status(
             f"tune: last heard of at {last['updated']}: {', '.join(f'{n} {s}' for s, n in last['counts'].items() if n)}"
         )
     print(sweep_table_markdown(grouped(outcomes), sweep.base, synthetic=definition["data"]["synthetic"]))
-
-
-def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
-    """Run a sweep inside an open Ray session: its table, and the test metrics of the best as Markdown."""
-    recipe = sweep.base
-    if retry_failed and recipe.tune.method == "pbt":
-        raise UserError(
-            "--retry-failed with tune.method=pbt: where one has failed, the population has gone on without it",
-            hint="leave it out",
-        )
-    check_same(sweep, data)
-    _check_comparable(sweep, data)
-    begin(sweep, data)
-    outcomes = outcomes_of(sweep)
-    settled = {outcome.run for outcome in outcomes if is_settled(outcome, recipe, retry_failed=retry_failed)}
-    unfinished = [number for number, trial in enumerate(sweep.trials) if trial.run not in settled]
-    concurrent = engine.room(recipe)
-    planned = len(sweep.trials) or recipe.tune.trials
-    left = len(unfinished) if sweep.trials else max(0, planned - len(settled))
-    if recipe.tune.method == "pbt":  # a takeover is a run of its own, so runs say nothing of how many are left
-        left = 0 if engine.is_over(sweep) else planned
-    if left:
-        classes = len(data.classes)
-        with progress("tune: a few steps, to estimate the hours"):
-            measured: Any = ray.get(
-                ray.remote(num_cpus=recipe.train.cpus_per_worker, num_gpus=recipe.train.gpus_per_worker)(probe).remote(
-                    recipe, classes
-                )
-            )
-        each = launch.steps_per_epoch(recipe, data)
-        say(
-            describe(
-                recipe,
-                trainings=planned,
-                unfinished=left,
-                steps_per_epoch=each,
-                concurrent=concurrent,
-                measured=measured,
-            )
-        )
-        engine.run_trials(sweep, unfinished, concurrent=concurrent, retry_failed=retry_failed)
-    markdown, best = summarise(sweep, synthetic=data.manifest["synthetic"])
-    if best is None:
-        return markdown
-    results = [series.evaluation_of(found, _evaluated(found, recipe)) for found in runs_of(sweep, best)]
-    return f"{markdown}\n\nThe best one on the test identities:\n\n{metric_table_markdown(results)}"
-
-
-def _check_comparable(sweep: Sweep, data: PreparedData) -> None:
-    """Before anything is trained: something to compare by, and no run under one of the names that is another's."""
-    if not data.rows_of("val"):
-        raise DataError(
-            f"{data.location.url} has no validation identities, so no training could be called better than another",
-            hint="give some: data.split.val=0.1, or a val list in the split file; then prepare again",
-        )
-    problems: dict[str, str] = {}
-    for trial in sweep.trials:
-        series.check_reusable(sweep.run_called(trial.run), trial.recipe, data)
-        try:
-            launch.check_images(trial.recipe, data)
-        except (ConfigError, DataError) as error:
-            problems.setdefault(error.message, trial.run)
-    if problems:
-        lines = [f"{run}: {message}" for message, run in problems.items()]
-        raise ConfigError("\n".join(lines), hint="these images do not allow it; --dry-run lists all trainings")
-
-
-def _evaluated(run: Run, recipe: config.Recipe) -> config.Recipe:
-    (own,) = evaluate.evaluated_recipes(run, recipe.storage)
-    return own
-
-
-@contextlib.contextmanager
-def _stopping_on_sigterm(sweep: Sweep) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise StoppedError(f"sweep {sweep.name} stopped, as it was asked to", hint="the same command goes on")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _describe(sweep: Sweep) -> None:
-    recipe = sweep.base
-    print(recipe.to_yaml())
-    for trial in sweep.trials:
-        print(f"{trial.run}: {' '.join(overrides_of(trial.labels)) or 'the recipe as it is'} seed={trial.recipe.seed}")
-    if not sweep.trials:
-        print(f"{recipe.tune.trials} trainings that {recipe.tune.method} chooses")
-    print(f"\nwould write: {runs(Storage(recipe.storage)).url}/{sweep.name}-*, {sweep.location}")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ TIMES = {"time", "images_per_s", "data_wait_s"}
 
 
 def trained_plainly(recipe: config.Recipe, data: PreparedData, run: Run | None = None) -> Worker:
-    """The recipe trained to its end by one worker; with a ``run``, from where it is, and its checkpoints are written."""
+    """The recipe trained to its end by one worker; with a ``run``, from where that is, and with checkpoints."""
     steps = launch.steps_per_epoch(recipe, data)
     place = run or Run(Storage(recipe.storage) / "runs" / "nowhere")
     with _one_thread():

@@ -1,7 +1,7 @@
 """A checkpoint: a folder with the network, the optimiser, where training stood, and checksums of both files.
 
 Nothing in it can run code when it is read: tensors of the network as safetensors, the optimiser's state read with
-``weights_only``, the rest JSON.
+``weights_only``, the rest JSON. Torch is imported where tensors are: what a checkpoint says of itself is read without.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from icre.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 NETWORK = "model.safetensors"
 OPTIMIZER = "optimizer.pt"
@@ -65,6 +66,9 @@ def take_snapshot(
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     """Write the three files; ``checkpoint.json``, with sizes and SHA-256 of the others, comes last."""
+    import torch
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     save_file(snapshot.network, folder / NETWORK)
     torch.save(snapshot.optimizer, folder / OPTIMIZER)
@@ -100,6 +104,8 @@ def progress_of(meta: dict[str, Any]) -> Progress:
 
 def load_network(network: nn.Module, folder: Path) -> None:
     """Load every tensor of the network, none missing and none left over."""
+    from safetensors.torch import load_file
+
     try:
         network.load_state_dict(load_file(folder / NETWORK), strict=True)
     except (RuntimeError, SafetensorError) as error:
@@ -111,6 +117,8 @@ def load_network(network: nn.Module, folder: Path) -> None:
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
     """Load what the optimiser has gathered; rates and penalties stay the optimiser's own, as its recipe has them."""
+    import torch
+
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"))
     for group, values in zip(optimizer.param_groups, own, strict=True):
@@ -131,6 +139,8 @@ def load_scaler(scaler: torch.amp.GradScaler, meta: dict[str, Any]) -> None:
 
 def _copied(value: Any) -> Any:
     """A copy that shares no tensor with the original: on the CPU, contiguous as safetensors wants it."""
+    import torch
+
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     if isinstance(value, dict):

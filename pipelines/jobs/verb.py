@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from icre import config
 from icre.errors import UserError
 from pipelines.jobs.secrets import recipe_texts, refuse_secrets
-
-NO_JOBS = ("submit", "doctor")
+from pipelines.verbs import VERBS, command_of
 
 
 @dataclass(frozen=True)
@@ -40,32 +36,20 @@ def read_work(verb: str, arguments: Sequence[str]) -> Work:
     Raises UserError for an unknown verb and for credentials in the arguments or the recipe, ConfigError for a recipe
     that the verb would refuse.
     """
-    # The command line imports this module to register `submit`.
-    app = importlib.import_module("pipelines.cli").app
-    modules = _modules(app)
-    if verb not in modules:
-        raise UserError(f"no verb {verb!r} that can be a job", hint=f"one of: {', '.join(sorted(modules))}")
+    jobs = {name: known.module for name, known in VERBS.items() if known.is_job}
+    if verb not in jobs:
+        raise UserError(f"no verb {verb!r} that can be a job", hint=f"one of: {', '.join(sorted(jobs))}")
     refuse_secrets({"the command line": "\n".join(arguments)})
-    parsed = _parsed(app, verb, list(arguments))
+    parsed = _parsed(verb, list(arguments))
     config_file, recipe = parsed.get("config_file"), None
     if "config_file" in parsed:
         recipe = config.load_recipe(config_file, parsed.get("overrides") or [])
         refuse_secrets({f"{key} of the recipe": text for key, text in recipe_texts(recipe.to_dict())})
-    return Work(verb, modules[verb], tuple(arguments), config_file, recipe)
+    return Work(verb, jobs[verb], tuple(arguments), config_file, recipe)
 
 
-def _modules(app: typer.Typer) -> dict[str, str]:
-    """Verb to the module that runs it: the plain commands, and the groups of which ``run`` needs no name."""
-    commands = {str(info.name): info.callback for info in app.registered_commands if info.name not in NO_JOBS}
-    for group in app.registered_groups:
-        inside = group.typer_instance.registered_commands if group.typer_instance else []
-        commands |= {str(group.name): info.callback for info in inside if info.name == "run"}
-    return {name: callback.__module__ for name, callback in commands.items() if callback is not None}
-
-
-def _parsed(app: typer.Typer, verb: str, arguments: list[str]) -> dict[str, Any]:
-    group: Any = typer.main.get_command(app)
-    command, name = group.commands[verb], f"icre {verb}"
+def _parsed(verb: str, arguments: list[str]) -> dict[str, Any]:
+    command, name = command_of(verb), f"icre {verb}"
     if inside := getattr(command, "commands", None):
         first, arguments = (arguments[0], arguments[1:]) if arguments and arguments[0] in inside else ("run", arguments)
         command, name = inside[first], f"{name} {first}"

@@ -19,7 +19,6 @@ from typing import Any, Literal
 from icre.errors import DataError, UserError, WeightsError
 from icre.training import checkpoint
 from pipelines import runs
-from pipelines.data.prepared import open_data
 from pipelines.registry.log import Log
 from pipelines.runs import Run
 from pipelines.storage import Storage
@@ -215,6 +214,8 @@ def learnt(run: Run) -> dict[str, Any]:
     if path.exists():
         content: dict[str, Any] = path.read_json()
         return content
+    from pipelines.data.prepared import open_data  # pyarrow: not for those who only look a model up
+
     try:
         data = open_data(run.recipe)
     except DataError:

@@ -9,19 +9,17 @@ import typer
 from icre.errors import DataError
 from pipelines import runs
 from pipelines.command import ConfigFile, Overrides, new_app, read_recipe, say
-from pipelines.data.prepared import open_data
 from pipelines.registry.lease import holder, who
 from pipelines.registry.registry import Entry, Registry, models
 from pipelines.reporting.metric_table import markdown_line
-from pipelines.retraining import images
 from pipelines.storage import Storage
 
 Model = Annotated[str, typer.Argument(help="Its name: that of the recipe.")]
 
-app = new_app()
+app = new_app(summary="Which model serves, its history, and changes by hand.")
 
 
-@app.command("list")
+@app.command("list", short_help="Print every model with what serves.")
 def list_models(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
     """Print every model with the checkpoint that serves."""
     storage = _storage(config_file, overrides)
@@ -32,7 +30,7 @@ def list_models(config_file: ConfigFile = None, overrides: Overrides = None) -> 
     print("\n".join(lines))
 
 
-@app.command("show")
+@app.command("show", short_help="Print a model's history, check its weights.")
 def show(model: Model, config_file: ConfigFile = None, overrides: Overrides = None) -> None:
     """Print a model's history, and check that the weights in service are those that were promoted."""
     registry = Registry(_storage(config_file, overrides), model)
@@ -51,7 +49,7 @@ def show(model: Model, config_file: ConfigFile = None, overrides: Overrides = No
     print("its weights are intact")
 
 
-@app.command("promote")
+@app.command("promote", short_help="Put a checkpoint in service by hand.")
 def promote(
     model: Model,
     run: Annotated[str, typer.Option("--run", help="Name of a run in <storage>/runs.")],
@@ -67,7 +65,7 @@ def promote(
     _say(registry, entry)
 
 
-@app.command("rollback")
+@app.command("rollback", short_help="Serve an earlier model again.")
 def rollback(
     model: Model,
     to: Annotated[int | None, typer.Option("--to", help="An entry's number. None: what served before.")] = None,
@@ -79,9 +77,12 @@ def rollback(
     _say(registry, registry.rollback(to=to, by=who()))
 
 
-@app.command("freeze")
+@app.command("freeze", short_help="Begin a new list of frozen test images.")
 def freeze(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
     """Begin a new list of frozen test images: all of the recipe's prepared test split as it is now."""
+    from pipelines.data.prepared import open_data  # with torch and pyarrow, which the other commands do without
+    from pipelines.retraining import images
+
     recipe = read_recipe(config_file, overrides)
     registry = Registry(Storage(recipe.storage), recipe.name)
     data = open_data(recipe)

@@ -14,13 +14,12 @@ from icre.errors import DataError, IcreError, StoppedError, StorageError
 from pipelines import prepare, runs, series
 from pipelines.command import say
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.networks import UNTRAINED
 from pipelines.registry.lease import Lease, LeaseLostError
 from pipelines.registry.registry import BEST, PromotionConflictError, Registry, learnt
 from pipelines.retraining import challenger, images, telling
 from pipelines.retraining.journal import STEPS, Journal, Outcome, Tick
 from pipelines.retraining.judge import Model, broken_rules, judge
-from pipelines.runs import Run
+from pipelines.runs import UNTRAINED, Run
 from pipelines.training import execution
 
 MARKS = "trained.npz"

@@ -24,8 +24,10 @@ from pipelines.session import Demand
 from pipelines.storage import Storage
 from pipelines.tuning.choosing import scheduler_of, searcher_of
 from pipelines.tuning.outcomes import Outcome, is_settled, outcomes_of
-from pipelines.tuning.trial import Sweep, train_trial
-from pipelines.tuning.watch import STATUS, Watch
+from pipelines.tuning.sweep import STATUS
+from pipelines.tuning.trial import Sweep
+from pipelines.tuning.trial_process import train_trial
+from pipelines.tuning.watch import Watch
 
 POPULATION = "state"
 """Name of pbt's Tune experiment, which is the same whenever the sweep goes on."""

@@ -20,10 +20,10 @@ from pipelines.runs import Run, now, warned_of
 from pipelines.storage import Storage
 from pipelines.training.execution import in_a_line
 from pipelines.tuning.outcomes import Outcome
+from pipelines.tuning.sweep import STATUS
 from pipelines.tuning.trial import Sweep
 
 INTERVAL_S = 5.0
-STATUS = "status.json"
 STARTING = "tune: starting the first trainings"
 STATES = ("pending", "running", "finished", "stopped", "failed")
 _OF_TUNE = {

@@ -32,14 +32,14 @@ from icre.training import checkpoint
 from icre.training.checkpoint import Progress
 from pipelines import cli, prepare, retrain
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.networks import UNTRAINED, initial_network
+from pipelines.networks import initial_network
 from pipelines.registry.lease import holder
 from pipelines.registry.registry import Registry
 from pipelines.retraining import challenger, images, judge, tick
 from pipelines.retraining.challenger import CLASSIFIER, carry_over
 from pipelines.retraining.journal import STEPS, Journal, Tick
 from pipelines.retraining.telling import NAMES
-from pipelines.runs import Run
+from pipelines.runs import UNTRAINED, Run
 from pipelines.storage import Storage
 from pipelines.training import execution, launch
 from tests.conftest import TINY

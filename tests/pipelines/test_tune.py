@@ -24,11 +24,11 @@ from pipelines.storage import Storage
 from pipelines.training.execution import execute
 from pipelines.training.fork import fork
 from pipelines.training.launch import start
-from pipelines.tuning import engine
-from pipelines.tuning import trial as trial_process
+from pipelines.tuning import engine, running, trial_process
 from pipelines.tuning.choosing import scheduler_of, searcher_of
 from pipelines.tuning.outcomes import Group, Outcome, chosen, failure_of, grouped, outcomes_of
-from pipelines.tuning.plan import Probe, describe, listed_trials, probe
+from pipelines.tuning.plan import Probe, describe, listed_trials
+from pipelines.tuning.probing import probe
 from pipelines.tuning.sweep import open_sweep, sweep_of
 from pipelines.tuning.trial import Sweep, chosen_trial
 from tests.conftest import Recipes
@@ -61,7 +61,7 @@ def test_a_sweep_ends_with_the_best_recipe_and_a_second_call_trains_nothing(
     data = prepare.run(recipe)
     sweep = swept(recipe, "rates")
     capsys.readouterr()
-    said = tune.run(sweep, data)
+    said = running.run(sweep, data)
     assert capsys.readouterr().out == "", "standard output is for results"
 
     folder = Storage(sweep.location)
@@ -90,13 +90,13 @@ def test_a_sweep_ends_with_the_best_recipe_and_a_second_call_trains_nothing(
     assert {"sweep.png", "sweep.pdf", "parallel.png", "table.md"} <= set(folder.list())
 
     before = {name: (Run(runs(Storage(recipe.storage)) / name).location / "status.json").read_text() for name in found}
-    assert tune.run(sweep, data) == said
+    assert running.run(sweep, data) == said
     after = {name: (Run(runs(Storage(recipe.storage)) / name).location / "status.json").read_text() for name in found}
     assert after == before
 
     # The same name for something else, and what is there, by a stranger to this process.
     with pytest.raises(UserError, match=r"rates exists .*optimizer\.backbone_lr \(0\.0002 there, 0\.5 now\)"):
-        tune.run(swept(recipes(*SHORT, "tune.method=each", RATES, "optimizer.backbone_lr=0.5"), "rates"), data)
+        running.run(swept(recipes(*SHORT, "tune.method=each", RATES, "optimizer.backbone_lr=0.5"), "rates"), data)
     again, definition = open_sweep(Storage(recipe.storage), "rates")
     assert definition["data"]["hash"] == data.hash
     assert grouped(outcomes_of(again)) == grouped(list(found.values()))
@@ -138,7 +138,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(recipes: 
     without = recipes(*SHORT, RATES, f"data.root={images}", "data.name=without")
     data = prepare.run(without)
     with pytest.raises(DataError, match="validation identities"):
-        tune.run(swept(without, "blind"), data)
+        running.run(swept(without, "blind"), data)
     assert not Storage(swept(without, "blind").location).exists()
     with pytest.raises(ConfigError, match=r"train\.workers=\[1, 2\]"):
         path = tmp_path / "elastic.yaml"

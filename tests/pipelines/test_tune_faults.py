@@ -39,11 +39,12 @@ from pipelines.storage import Storage
 from pipelines.training import launch
 from pipelines.training.execution import execute
 from pipelines.training.worker import Worker
-from pipelines.tuning import engine, trial
+from pipelines.tuning import engine, running, trial_process
 from pipelines.tuning.choosing import scheduler_of, searcher_of
 from pipelines.tuning.outcomes import Outcome, chosen, grouped, is_settled, outcomes_of
 from pipelines.tuning.plan import listed_trials
-from pipelines.tuning.sweep import summarise, sweep_of
+from pipelines.tuning.results import summarise
+from pipelines.tuning.sweep import sweep_of
 from pipelines.tuning.trial import METRICS, Sweep, chosen_trial, lineage
 from tests.conftest import Recipes
 
@@ -186,7 +187,7 @@ def test_a_sweep_that_is_broken_three_times_ends_as_one_that_is_not(
     kept = {path: (first.location / path).read_bytes() for path in first.location.walk_files() if "eval" not in path}
 
     with killing_workers(second, after=(18, 24)) as killed:
-        tune.run(sweep, data)
+        running.run(sweep, data)
     assert len(killed) == 2 and 24 <= last_step(second) < 36
     written = (Storage(sweep.location) / "results.json").read_json()
     assert [row["state"] for row in written] == ["finished", "failed"]
@@ -195,7 +196,7 @@ def test_a_sweep_that_is_broken_three_times_ends_as_one_that_is_not(
 
     drawn: list[list[figures.Sweep]] = []
     monkeypatch.setattr(figures, "sweep_curves", lambda panels, **_: drawn.append(panels) or sweep_curves(panels))  # type: ignore[func-returns-value]
-    tune.run(sweep, data, retry_failed=True)
+    running.run(sweep, data, retry_failed=True)
     assert kept == {path: (first.location / path).read_bytes() for path in kept}, "what was finished is left alone"
     plain = [trained_plainly(trial.recipe, data) for trial in sweep.trials]
     for run, undisturbed in zip((first, second), plain, strict=True):
@@ -449,9 +450,9 @@ def test_the_best_until_now_counts_what_was_reached_before_a_restart(
     validate(run, [0.2, 0.6, 0.4])
     run.write_status("finished")
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(trial, "_trial_id", lambda: "abc")
+    monkeypatch.setattr(trial_process, "_trial_id", lambda: "abc")
     monkeypatch.setattr(ray_tune, "report", told.append)
-    trial.train_trial({"trial": 1}, sweep=sweep)
+    trial_process.train_trial({"trial": 1}, sweep=sweep)
     assert [(row["epoch"], row["mAP"], row["best_mAP"], row["run"]) for row in told] == [(3, 0.4, 0.6, "told-0001")]
 
 
@@ -462,13 +463,13 @@ def test_what_the_images_do_not_allow_is_an_error_before_or_a_failure_with_its_r
     many = recipes("tune.method=grid", "tune.space={batch.identities: [4, 500, 501]}")
     data = prepare.run(many)
     with pytest.raises(ConfigError, match=r"many-0001: .*500.*\nmany-0002: .*501"):
-        tune.run(swept(many, "many"), data)
+        running.run(swept(many, "many"), data)
     assert not Storage(swept(many, "many").location).exists()
 
     searched = recipes("tune.method=tpe", "tune.space={batch.identities: {low: 500, high: 501, integer: true}}")
     sweep = swept(searched, "searched")
-    monkeypatch.setattr(trial, "_trial_id", lambda: "abc")
-    trial.train_trial({"values": {"batch.identities": 500}, "run": "searched-abc"}, sweep=sweep)
+    monkeypatch.setattr(trial_process, "_trial_id", lambda: "abc")
+    trial_process.train_trial({"values": {"batch.identities": 500}, "run": "searched-abc"}, sweep=sweep)
     (found,) = outcomes_of(sweep)
     assert (found.run, found.state, found.labels) == ("searched-abc", "failed", {"batch.identities": 500})
     assert "500" in str(found.error)
@@ -497,4 +498,4 @@ def test_a_population_goes_on_only_from_a_whole_snapshot(recipes: Recipes) -> No
         seen.append(engine._has_snapshot(sweep))
     assert seen == [False, False, False, True, False]
     with pytest.raises(UserError, match="--retry-failed"):
-        tune.run(sweep, None, retry_failed=True)  # type: ignore[arg-type]
+        running.run(sweep, None, retry_failed=True)  # type: ignore[arg-type]
