@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,6 @@ from icre.errors import ConfigError
 
 FIXED = ("name", "storage", "seed", "data", "evaluation", "telemetry", "tune", "retrain", "checkpoints")
 """Keys, and sections, that are the same in all trainings of a sweep: what they are compared on."""
-TAKEN_OVER = ("optimizer", "loss", "augmentation")
-"""Sections whose values may change in the middle of a training, as pbt does; not the optimiser's kind."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def short(value: Any) -> str:
 
 def check_space(recipe: config.Recipe) -> None:
     """Raises ConfigError with every key and value of ``tune.space`` that the recipe does not take."""
-    space, method = recipe.tune.space, recipe.tune.method
+    space = recipe.tune.space
     if not space:
         raise ConfigError(
             "tune.space is empty: there is nothing to search",
@@ -65,11 +63,6 @@ def check_space(recipe: config.Recipe) -> None:
         section = key.partition(".")[0]
         if section in FIXED:
             problems.append(f"tune.space: {key} is the same in all trainings of a sweep, or they could not be compared")
-        elif method == "pbt" and (section not in TAKEN_OVER or key == "optimizer.name"):
-            problems.append(
-                f"tune.space: {key} with tune.method=pbt, which changes values in the middle of a training: "
-                f"only keys of {', '.join(TAKEN_OVER)} may change there"
-            )
         else:
             problems += _refused(recipe, key, values)
     if problems:
@@ -83,7 +76,7 @@ def check_space(recipe: config.Recipe) -> None:
 def points(recipe: config.Recipe) -> list[Point]:
     """All points of a sweep whose points do not depend on results: each, grid, random, asha. In order, each once."""
     method, space = recipe.tune.method, recipe.tune.space
-    assert method not in ("tpe", "pbt")
+    assert method != "tpe"
     if method == "each":
         found: list[dict[str, Any]] = [{}, *({key: value} for key in space for value in _others(recipe, key))]
     elif method == "grid":
@@ -99,16 +92,6 @@ def draw(space: Mapping[str, Values | Interval], count: int, *, seed: int) -> li
     """``count`` independent draws, every key uniform over its list or interval."""
     generator = np.random.default_rng([seed, 7])
     return [{key: _drawn(values, generator) for key, values in space.items()} for _ in range(count)]
-
-
-def front(scores: Sequence[Sequence[float]]) -> list[bool]:
-    """For each row, whether no other is at least as high in all columns and higher in one (Pareto front)."""
-
-    def beats(one: Sequence[float], other: Sequence[float]) -> bool:
-        pairs = list(zip(one, other, strict=True))
-        return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-
-    return [not any(beats(other, own) for other in scores) for own in scores]
 
 
 def value_of(recipe: config.Recipe, key: str) -> Any:

@@ -18,7 +18,6 @@ from pipelines.prepare import describe_counts
 from pipelines.session import Demand, ray_session_for
 from pipelines.storage import Storage
 from pipelines.training.execution import execute
-from pipelines.training.fork import fork
 from pipelines.training.launch import start, steps_per_epoch
 from pipelines.training.resumption import describe_resumption, to_resume
 
@@ -98,13 +97,7 @@ def repeat(
     if dry_run:
         print(plan(recipe, name))
         return
-    forked = source.manifest.get("fork")
-    lineage = {"repeats": source.name, "parents": [source.location.url]}
-    if forked is None:
-        _train(start(recipe, name, lineage=lineage))
-        return
-    parent = runs.open_run(Storage(asked.storage), forked["run"])
-    _train(fork(parent, recipe, name or f"{source.name}-again", step=forked["step"], lineage=lineage, exact=True))
+    _train(start(recipe, name, lineage={"repeats": source.name, "parents": [source.location.url]}))
 
 
 def differing_software(manifest: Mapping[str, Any]) -> list[str]:

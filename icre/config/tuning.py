@@ -8,8 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from icre.config.sections import Positive, PositiveFloat, Section
 
-Method = Literal["each", "grid", "random", "asha", "tpe", "pbt"]
-Objective = Literal["mAP", "rank1", "mINP"]
+Method = Literal["each", "grid", "random", "asha", "tpe"]
 LISTED: tuple[Method, ...] = ("each", "grid")
 """Methods that train every value of a list; the others draw from lists and intervals alike."""
 
@@ -56,16 +55,13 @@ class Tune(Section):
     method: Method = "grid"
     """each: the recipe, and every value of every key with the others as in the recipe (the paper's Figure 3). grid:
     every combination. random: ``trials`` draws. asha: the same, and those that lag behind are stopped early. tpe:
-    Optuna's TPE chooses the next from what the last ones reached. pbt: ``trials`` trainings at once, of which the worst
-    take over the weights of the best and go on with other values."""
+    Optuna's TPE chooses the next from what the last ones reached."""
     trials: Positive = 16
-    """How many values are drawn; for pbt, how many trainings there are. Not for each and grid."""
+    """How many values are drawn. Not for each and grid."""
     seeds: Positive = 1
-    """Trainings of each combination, with the recipe's seed and those after it; 1 for asha, tpe and pbt."""
-    objectives: tuple[Objective, ...] = ()
-    """For tpe: two or three metrics to be high at once; the table marks what no other trial beats in all of them."""
+    """Trainings of each combination, with the recipe's seed and those after it; 1 for asha and tpe."""
     grace_epochs: Positive = 1
-    """asha: epochs before a training may be stopped. pbt: epochs between takeovers."""
+    """asha: epochs before a training may be stopped."""
     reduction: Annotated[int, Field(ge=2)] = 3
     """asha: one in so many goes on from each rung, and a rung is so many times as far as the one before."""
     concurrent: Positive | None = None
@@ -89,14 +85,5 @@ class Tune(Section):
         if self.method not in ("each", "grid", "random") and self.seeds > 1:
             found.append(
                 f"tune.seeds={self.seeds} with tune.method={self.method}: 1, as each training is another point"
-            )
-        if self.objectives and (self.method != "tpe" or len(set(self.objectives)) < 2):
-            found.append(
-                f"tune.objectives={list(self.objectives)} with tune.method={self.method}: two or more different ones, "
-                "for tpe only"
-            )
-        if self.method == "pbt" and self.trials < 4:
-            found.append(
-                f"tune.trials={self.trials} with tune.method=pbt: at least 4, as a quarter takes over from another"
             )
         return found

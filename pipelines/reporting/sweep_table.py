@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from icre import config
 from icre.search import short
 from pipelines.reporting.metric_table import SYNTHETIC, markdown_line, percent
-from pipelines.tuning.outcomes import Group, chosen, unbeaten
+from pipelines.tuning.outcomes import Group, chosen
 
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "mINP": "mINP"}
 
@@ -16,11 +16,11 @@ METRICS = {"mAP": "mAP", "rank1": "Rank-1", "mINP": "mINP"}
 def sweep_table_markdown(groups: Sequence[Group], recipe: config.Recipe, *, synthetic: bool) -> str:
     """Validation metrics in percent, mean ± sample standard deviation over seeds; then the reasons of what failed."""
     keys = list(recipe.tune.space)
-    best, on_front = chosen(groups, recipe), unbeaten(groups, recipe)
+    best = chosen(groups, recipe)
     head = ["", *keys, "Epochs", *METRICS.values(), "State"]
     lines = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
     for group in sorted(groups, key=lambda group: _order(group, recipe)):
-        mark = "**best**" if group is best else "front" if group in on_front else ""
+        mark = "**best**" if group is best else ""
         values = [short(group.labels[key]) if key in group.labels else "·" for key in keys]
         lines.append([mark, *values, _epochs(group), *(_cell(group, metric) for metric in METRICS), _states(group)])
     notes = [

@@ -1,7 +1,7 @@
 """Who chooses the next values of a sweep, and who stops its trainings early.
 
 Both are told, when a sweep goes on, what its trainings have reached before: from the run folders, which are written by
-the training and are durable. Only pbt needs Ray Tune's own memory of who is where.
+the training and are durable.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ray import tune
-from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from icre import config
@@ -28,7 +27,7 @@ ATTEMPTS = 100
 
 
 def scheduler_of(sweep: Sweep, settled: Sequence[Run] = ()) -> TrialScheduler | None:
-    """Who stops trainings early, or lets them take over from others; None: nobody.
+    """Who stops trainings early; None: nobody.
 
     settled: runs of the sweep that are not trained any more, and that the others are compared with.
     """
@@ -45,14 +44,6 @@ def scheduler_of(sweep: Sweep, settled: Sequence[Run] = ()) -> TrialScheduler | 
             max_t=base.train.epochs,
             grace_period=min(settings.grace_epochs, base.train.epochs),
             reduction_factor=settings.reduction,
-        )
-    if settings.method == "pbt":
-        return PopulationBasedTraining(
-            time_attr="epoch",
-            metric=by,
-            mode="max",
-            perturbation_interval=settings.grace_epochs,
-            hyperparam_mutations={"values": {key: _domain(values) for key, values in settings.space.items()}},
         )
     return None
 
@@ -82,7 +73,7 @@ class Asha(ASHAScheduler):
 
 
 def searcher_of(sweep: Sweep, before: Sequence[Outcome] = (), *, retry_failed: bool = False) -> Searcher | None:
-    """Who chooses the next values from the results so far; None: they are listed, or drawn by the scheduler.
+    """Who chooses the next values from the results so far; None: they are listed.
 
     before: trainings of the sweep. Those that are settled are its memory; those that are not are what it begins with.
     """
@@ -96,11 +87,10 @@ def searcher_of(sweep: Sweep, before: Sequence[Outcome] = (), *, retry_failed: b
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     settled = [outcome for outcome in before if is_settled(outcome, base, retry_failed=retry_failed)]
     begun = [outcome for outcome in before if outcome not in settled]
-    metrics = [f"best_{name}" for name in settings.objectives] or [f"best_{by}"]
     searcher = OptunaSearch(
         space={f"values/{key}": _distribution(values) for key, values in settings.space.items()},
-        metric=metrics if len(metrics) > 1 else metrics[0],
-        mode=["max"] * len(metrics) if len(metrics) > 1 else "max",
+        metric=f"best_{by}",
+        mode="max",
         points_to_evaluate=[_point(outcome.labels, base) for outcome in [*settled, *begun]] or None,
         # Its random numbers begin anew: with the same seed it would draw again what is trained already.
         seed=int(np.random.SeedSequence([base.seed, len(before)]).generate_state(1)[0]),
@@ -166,16 +156,6 @@ def _point(values: Mapping[str, Any], base: config.Recipe) -> dict[str, Any]:
     """Values in the words of :func:`_distribution`."""
     listed = {key for key, choices in base.tune.space.items() if not isinstance(choices, Interval)}
     return {f"values/{key}": json.dumps(value) if key in listed else value for key, value in values.items()}
-
-
-def _domain(values: list[Any] | Interval) -> Any:
-    """The values of one key in Tune's words."""
-    if not isinstance(values, Interval):
-        return list(values)
-    if values.integer:
-        drawn = tune.lograndint if values.log else tune.randint
-        return drawn(int(values.low), int(values.high) + 1)
-    return (tune.loguniform if values.log else tune.uniform)(values.low, values.high)
 
 
 def _distribution(values: list[Any] | Interval) -> Any:

@@ -1,14 +1,13 @@
 """Many trainings on one cluster, by Ray Tune: how many at once, in which order, which ones stop early.
 
 What a training has reached is in its run folder, and a sweep goes on with a new Tune experiment over what is not
-finished. Only the population of pbt is as Tune's own snapshot says, in ``tune/`` of the sweep's folder.
+finished.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -24,13 +23,10 @@ from pipelines.session import Demand
 from pipelines.storage import Storage
 from pipelines.tuning.choosing import scheduler_of, searcher_of
 from pipelines.tuning.outcomes import Outcome, is_settled, outcomes_of
-from pipelines.tuning.sweep import STATUS
 from pipelines.tuning.trial import Sweep
 from pipelines.tuning.trial_process import train_trial
 from pipelines.tuning.watch import Watch
 
-POPULATION = "state"
-"""Name of pbt's Tune experiment, which is the same whenever the sweep goes on."""
 TRIAL = {"memory": float(2**20)}
 """Of the process that starts a training and waits for it. Tune wants it to reserve something, and no CPU: on nodes that
 are filled to the last one, a training would wait for ever for what those processes hold."""
@@ -62,25 +58,20 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_f
     # A trial needs next to nothing itself: Ray Train reserves what its workers need.
     trainable = tune.with_resources(tune.with_parameters(train_trial, sweep=sweep, retry_failed=retry_failed), TRIAL)
     filesystem, path = (Storage(sweep.location) / "tune").arrow()
-    is_population = base.tune.method == "pbt"
-    if is_population and _has_snapshot(sweep):
-        snapshot = f"{path}/{POPULATION}"
-        tuner = tune.Tuner.restore(snapshot, trainable=trainable, resume_errored=True, storage_filesystem=filesystem)
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space={"trial": tune.grid_search(list(numbers))} if sweep.trials else {},
-            tune_config=_tune_config(sweep, others, concurrent=concurrent, retry_failed=retry_failed),
-            run_config=tune.RunConfig(
-                name=POPULATION if is_population else f"{base.tune.method}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
-                storage_path=path,
-                storage_filesystem=filesystem,
-                # Of the process that starts the training, with its node; what is wrong with a training is not retried.
-                failure_config=tune.FailureConfig(max_failures=base.train.max_failures),
-                callbacks=[Watch(sweep, len(sweep.trials) or base.tune.trials, others)],
-                verbose=0,
-            ),
-        )
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"trial": tune.grid_search(list(numbers))} if sweep.trials else {},
+        tune_config=_tune_config(sweep, others, concurrent=concurrent, retry_failed=retry_failed),
+        run_config=tune.RunConfig(
+            name=f"{base.tune.method}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            # Of the process that starts the training, with its node; what is wrong with a training is not retried.
+            failure_config=tune.FailureConfig(max_failures=base.train.max_failures),
+            callbacks=[Watch(sweep, len(sweep.trials) or base.tune.trials, others)],
+            verbose=0,
+        ),
+    )
     try:
         # Tune prints even where it was told not to, and standard output holds results only.
         with Watch.shown(), contextlib.redirect_stdout(io.StringIO()):
@@ -92,40 +83,13 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_f
         ) from error
 
 
-def is_over(sweep: Sweep) -> bool:
-    """Whether the population of pbt has ended all that it began, and begins no more; what was stopped stays so."""
-    status = Storage(sweep.location) / STATUS
-    if sweep.base.tune.method != "pbt" or not status.exists():
-        return False
-    last = status.read_json()
-    return last["state"] == "over" and not last["counts"]["pending"] and not last["counts"]["running"]
-
-
 def _others(sweep: Sweep, numbers: Sequence[int], *, retry_failed: bool) -> list[Outcome]:
-    """Trainings of the sweep that are not trained now. Tune's own snapshot has all of pbt."""
-    if sweep.base.tune.method == "pbt":
-        return []
+    """Trainings of the sweep that are not trained now."""
     now = {sweep.trials[number].run for number in numbers}
     outcomes = outcomes_of(sweep)
     if sweep.trials:
         return [outcome for outcome in outcomes if outcome.run not in now]
     return [outcome for outcome in outcomes if is_settled(outcome, sweep.base, retry_failed=retry_failed)]
-
-
-def _has_snapshot(sweep: Sweep) -> bool:
-    """Whether Tune has written down a population: it does so some seconds after its start, and not atomically.
-
-    From less it would go on without a word, with one trial of no values.
-    """
-    folder = Storage(sweep.location) / "tune" / POPULATION
-    names = folder.list() if folder.exists() else []
-    newest = max((name for name in names if name.startswith("experiment_state-")), default=None)
-    if newest is None or "tuner.pkl" not in names:
-        return False
-    try:
-        return bool(json.loads((folder / newest).read_text())["trial_data"])
-    except ValueError:
-        return False
 
 
 def concurrency(recipe: config.Recipe, *, cpus: Sequence[float], gpus: Sequence[float]) -> int:
@@ -178,7 +142,6 @@ def _tune_config(
         search_alg=searcher_of(sweep, outcomes_of(sweep), retry_failed=retry_failed),
         scheduler=scheduler_of(sweep, [sweep.run_called(outcome.run) for outcome in others]),
         num_samples=chosen or 1,
-        # The whole population of pbt is alive at once, or those that wait would pause the others at every takeover.
         max_concurrent_trials=concurrent,
         time_budget_s=None if settings.hours is None else settings.hours * 3600,
         trial_name_creator=lambda trial: str(trial.trial_id),

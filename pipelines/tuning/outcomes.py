@@ -10,7 +10,6 @@ from typing import Any
 from icre import config
 from icre.ablation import Spread
 from icre.errors import IcreError, TrainingError, UserError
-from icre.search import front
 from pipelines.runs import Run, runs
 from pipelines.storage import Storage
 from pipelines.tuning.trial import METRICS, Sweep
@@ -143,21 +142,11 @@ def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
 
 
 def chosen(groups: Sequence[Group], recipe: config.Recipe) -> Group | None:
-    """The best by ``checkpoints.best``, or, with ``tune.objectives``, that of the front whose mean of them is highest.
+    """The best by ``checkpoints.best``, mean over the seeds; of equal ones the first.
 
     Only groups with a result of every seed take part, or a lucky seed could win, or a recipe that ends in a failure;
     None when there is none.
     """
+    metric = recipe.checkpoints.best
     whole = [group for group in groups if all(outcome.reached is not None for outcome in group.outcomes)]
-    metrics = recipe.tune.objectives or (recipe.checkpoints.best,)
-    scores = [[sum(group.values(metric)) / len(group.outcomes) for metric in metrics] for group in whole]
-    best = [(sum(score), -index) for index, (score, on) in enumerate(zip(scores, front(scores), strict=True)) if on]
-    return whole[-max(best)[1]] if best else None
-
-
-def unbeaten(groups: Sequence[Group], recipe: config.Recipe) -> list[Group]:
-    """With ``tune.objectives``: the groups that no other beats in all of them; else none."""
-    whole = [group for group in groups if group.values("mAP")]
-    metrics = recipe.tune.objectives
-    scores = [[sum(values := group.values(metric)) / len(values) for metric in metrics] for group in whole]
-    return [group for group, on in zip(whole, front(scores), strict=True) if on] if metrics else []
+    return max(whole, key=lambda group: sum(group.values(metric)) / len(group.outcomes), default=None)

@@ -16,7 +16,7 @@ START_S = 30.0
 
 
 def listed_trials(recipe: config.Recipe, name: str) -> list[Trial]:
-    """All trainings of a sweep whose points are known before it starts; none for tpe and pbt, which choose on the way.
+    """All trainings of a sweep whose points are known before it starts; none for tpe, which chooses on the way.
 
     Seed by seed, so that an early stop leaves whole tables of fewer seeds. Raises ConfigError with every key and value
     of the space that is not one of the recipe's, and with every combination that breaks a rule between keys.
@@ -26,7 +26,7 @@ def listed_trials(recipe: config.Recipe, name: str) -> list[Trial]:
         raise ConfigError(
             "tune.method=tpe needs Optuna, which is not installed", hint="pip install 'icre[tune]', or another method"
         )
-    if recipe.tune.method in ("tpe", "pbt"):
+    if recipe.tune.method == "tpe":
         return []
     found = points(recipe)
     several = recipe.tune.seeds > 1

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from icre import config
-from icre.errors import ConfigError, DataError, StoppedError, UserError
+from icre.errors import ConfigError, DataError, StoppedError
 from icre.search import overrides_of
 from pipelines import evaluate, prepare, series, synthesize
 from pipelines.command import say
@@ -59,11 +59,6 @@ def tune(recipe: config.Recipe, sweep_name: str | None, *, dry_run: bool, retry_
 def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
     """Run a sweep inside an open Ray session: its table, and the test metrics of the best as Markdown."""
     recipe = sweep.base
-    if retry_failed and recipe.tune.method == "pbt":
-        raise UserError(
-            "--retry-failed with tune.method=pbt: where one has failed, the population has gone on without it",
-            hint="leave it out",
-        )
     check_same(sweep, data)
     _check_comparable(sweep, data)
     begin(sweep, data)
@@ -73,8 +68,6 @@ def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
     concurrent = engine.room(recipe)
     planned = len(sweep.trials) or recipe.tune.trials
     left = len(unfinished) if sweep.trials else max(0, planned - len(settled))
-    if recipe.tune.method == "pbt":  # a takeover is a run of its own, so runs say nothing of how many are left
-        left = 0 if engine.is_over(sweep) else planned
     if left:
         classes = len(data.classes)
         with progress("tune: a few steps, to estimate the hours"):

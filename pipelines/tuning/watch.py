@@ -123,8 +123,8 @@ class Watch(Callback):
         run = self._run_of(trial)
         with warned_of(StorageError):
             state = run.state or "pending"
-            if state == "running":  # a population does not go on with it; what else it was, it was before this time
-                state = "stopped" if self._sweep.base.tune.method == "pbt" else "pending"
+            if state == "running":  # what else it was, it was before this time
+                state = "pending"
                 epoch = self._epochs.get(trial.trial_id, 0)
                 run.write_status(
                     state, error=f"tune.hours of the sweep {self._sweep.name} were over after epoch {epoch}"
@@ -132,8 +132,6 @@ class Watch(Callback):
             self._ended[trial.trial_id] = state
 
     def _run_of(self, trial: TuneTrial) -> Run:
-        if trial.trial_id in self._runs:  # after a takeover it is another one
-            return self._sweep.run_called(self._runs[trial.trial_id])
         return self._sweep.run_of(trial.config, trial.trial_id)
 
     def _show(self, trials: Sequence[TuneTrial], state: str) -> None:
