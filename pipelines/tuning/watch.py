@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar
 
+from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.tune import Callback
 from ray.tune.experiment import Trial as TuneTrial
@@ -163,7 +166,9 @@ class Watch(Callback):
 
 def _why(trial: TuneTrial) -> IcreError:
     """What ended the process that starts a training, after ``train.max_failures`` retries."""
-    raised = trial.get_pickled_error()
+    # Tune's own reader looks into the storage, where the newest error is not yet.
+    file = Path(trial.pickled_error_file or os.devnull)
+    raised = cloudpickle.loads(file.read_bytes()) if file.is_file() else None
     hint = "tracebacks are in the sweep's logs/; `--retry-failed` trains it on"
     if isinstance(raised, RayTaskError):
         return TrainingError(in_a_line(raised.cause), hint=hint)
