@@ -18,8 +18,12 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-method lint constraints clean
-.NOTPARALLEL:
+.PHONY: help demo test check lint test-method test-cluster constraints clean
+
+PYTEST := .venv/bin/python -m pytest -rs
+# Two at once, without installing twice: what a target needs is there before it starts. A target's output comes in one
+# piece when it ends, but for the recipes with a `+`, whose progress is seen.
+TWO_AT_ONCE = +@$(MAKE) --no-print-directory -j2 --output-sync=target
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,14 +31,19 @@ help: ## List the targets
 demo: .venv/.installed ## Train, evaluate and report on synthetic people, on this machine
 	.venv/bin/icre demo --config configs/demo.yaml
 
-test: lint test-method ## The whole suite: linters, types, import rules, all tests
-	.venv/bin/python -m pytest -rs --ignore=tests/icre
+test: .venv/.installed-dev .venv-method/.installed ## The whole suite: linters, types, import rules, all tests
+	$(TWO_AT_ONCE) .lint-method .cluster
+
+check: .venv/.installed-dev .venv-method/.installed ## In three minutes: linters, types, the method's tests, one real run
+	$(TWO_AT_ONCE) .lint-method .road
 
 lint: .venv/.installed-dev ## Style, types and the direction of imports
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+test-cluster: .venv/.installed-dev .cluster ## The tests on Ray, object store and local clusters, and the walks
 
 test-method: .venv-method/.installed ## The method's tests where Ray is not installed
 	@for module in $(CLUSTER_ONLY); do \
@@ -43,6 +52,14 @@ test-method: .venv-method/.installed ## The method's tests where Ray is not inst
 		fi; \
 	done
 	.venv-method/bin/python -m pytest -rs tests/icre --confcutdir=tests/icre
+
+.PHONY: .lint-method .cluster .road
+.lint-method: lint
+	@$(MAKE) --no-print-directory test-method
+.cluster:
+	+$(PYTEST) -n 2 --dist loadgroup --ignore=tests/icre
+.road:
+	+$(PYTEST) tests/walks/test_road.py
 
 constraints: ## Write constraints.txt anew: the newest versions that fit pyproject.toml, torch as it is named there
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints

@@ -30,6 +30,20 @@ TINY = {
 }
 
 
+FIRST = ("walks", "test_tune_faults.py", "test_main_job.py", "jobs")
+"""What takes longest begins first, so that no process of the suite is alone with it at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file, or of a folder that shares one place, stay in one process where there are several."""
+    group: dict[pytest.Item, str] = {}
+    for item in items:
+        folder = item.path.parent.name
+        group[item] = folder if folder in ("walks", "jobs") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group[item]))
+    items.sort(key=lambda item: FIRST.index(group[item]) if group[item] in FIRST else len(FIRST))
+
+
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[Any]:
     """A real S3 server with an empty bucket. A test that kills it restarts it."""

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ from pipelines.networks import load_network
 from pipelines.runs import Run
 from pipelines.storage import Storage
 from pipelines.training import execution, launch, resumption
+from tests.killing import killing_workers
 from tests.training import equal, finished_run, timeless, trained_plainly, weights
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
@@ -182,35 +180,11 @@ def test_the_same_seed_gives_the_same_numbers_though_a_worker_was_killed(
     recipe = module_recipes(f"storage={tmp_path / 'storage'}", "train.workers=2")
     prepare.run(recipe)
     run = launch.start(recipe, "killed")
-    killed: list[int] = []
-    killer = threading.Thread(target=_kill_a_worker, args=(run, killed), daemon=True)
-    killer.start()
-    execution.execute(run)
-    killer.join(timeout=5)
+    with killing_workers(run, after=(6,), at_most=1) as killed:
+        execution.execute(run)
     assert killed, "no worker was killed, so nothing was shown"
     assert numbers(run) == numbers(two_workers)
     assert equal(weights(run), weights(two_workers))
-
-
-def _kill_a_worker(run: Run, killed: list[int]) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and run.reference("last") is None:
-        time.sleep(0.05)
-    pids = [pid for pid in _processes() if "RayTrainWorker" in _command(pid)]
-    if pids:
-        os.kill(pids[0], signal.SIGKILL)
-        killed.append(pids[0])
-
-
-def _processes() -> list[int]:
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""
 
 
 def test_a_run_is_evaluated_by_its_own_recipe_with_overrides_on_top(one_worker: Run) -> None:

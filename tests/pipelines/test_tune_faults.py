@@ -6,10 +6,9 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +22,6 @@ from ray.tune.stopper import TimeoutStopper
 from ray.util.placement_group import placement_group_table
 
 from cluster.local.object_store import ObjectStore
-from cluster.local.programs import kill_all, processes_with
 from icre import config, figures
 from icre.errors import ConfigError
 from icre.figures import sweep_curves
@@ -41,12 +39,10 @@ from pipelines.tuning.results import summarise
 from pipelines.tuning.sweep import sweep_of
 from pipelines.tuning.trial import METRICS, Sweep, chosen_trial, lineage
 from tests.conftest import Recipes
+from tests.killing import WAIT_S, killing_workers, last_step, wait_until
 from tests.training import equal, timeless, trained_plainly, weights
 
 ROOT = Path(__file__).resolve().parents[2]
-WAIT_S = 300.0
-TIMES = {"time", "images_per_s", "data_wait_s"}
-MARK = "ICRE_TEST_SWEEP"
 
 on_ray = pytest.mark.usefixtures("ray_cluster")
 
@@ -59,56 +55,9 @@ def run_of(sweep: Sweep, number: int) -> Run:
     return sweep.run_called(sweep.trials[number].run)
 
 
-def last_step(run: Run) -> int:
-    last = run.reference("last")
-    return 0 if last is None else int(last.removeprefix("step-"))
-
-
 def assert_same_end(run: Run, plain: Worker) -> None:
     assert timeless(run.metrics()) == timeless(plain.metrics)
     assert equal(weights(run), plain.network.state_dict())
-
-
-def wait_until(happened: Callable[[], bool], alive: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not happened():
-        assert alive() and time.monotonic() < deadline
-        time.sleep(0.2)
-
-
-def workers_here(*names: str) -> list[int]:
-    """Training processes of the tests' own Ray, or others by a part of their name: this machine may have others."""
-    ours = processes_with("ICRE_CACHE", os.environ["ICRE_CACHE"])
-    return [pid for pid in ours if any(name in command_line(pid) for name in names or ("RayTrainWorker",))]
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:  # over
-        return ""
-
-
-@contextmanager
-def killing_workers(run: Run, *names: str, after: Sequence[int]) -> Iterator[list[int]]:
-    """SIGKILL :func:`workers_here` when a checkpoint of ``run`` of each of these steps is durable; the killed ones."""
-    killed: list[int] = []
-    over = threading.Event()
-
-    def kill() -> None:
-        for step in after:
-            wait_until(lambda step=step: over.is_set() or last_step(run) >= step, lambda: True)  # type: ignore[misc]
-            found = workers_here(*names)
-            kill_all(found)
-            killed.extend(found)
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join(timeout=10)
 
 
 @on_ray
