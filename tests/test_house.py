@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -136,6 +137,19 @@ def test_tasks_without_a_network_start_without_torch(module: str) -> None:
     loaded = ran.stdout.split()
     assert f"pipelines.data.{module}" in loaded
     assert "torch" not in loaded
+
+
+def test_walks_know_nothing_of_the_inside() -> None:
+    """They are to hold while everything inside is drawn anew."""
+    allowed = {*sys.stdlib_module_names, "pytest", "tests", "yaml", "numpy", "PIL", "pyarrow", "safetensors"}
+    found = []
+    for path in sorted((ROOT / "tests/walks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            other = [name for name in names if name.startswith("tests.") and not name.startswith("tests.walks")]
+            found += [f"{path.name}: {name}" for name in names if name.partition(".")[0] not in allowed] + other
+    assert found == []
 
 
 def file_tree(text: str) -> dict[str, str]:

@@ -1,0 +1,47 @@
+"""What walks share: empty folders, and the one in which the README's commands were run by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.walks.commands import block_with
+from tests.walks.walking import Ended, Folder, Running, kill_marked, plain_environment, write_recipes
+
+Folders = Callable[[str], Folder]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
+    """Makes folders for a walk, by name. Whatever a walk has started is ended with the session."""
+    base, started = tmp_path_factory.mktemp("walks"), list[Running]()
+    environment = plain_environment(base / "cache")
+    (base / "logs").mkdir()
+    yield lambda name: Folder(base / name, environment, base / "logs", started)
+    kill_marked({running.mark for running in started})
+
+
+@dataclass(frozen=True)
+class Road:
+    """The folder after README's "The same by hand", and what each of its commands printed."""
+
+    folder: Folder
+    told: dict[str, Ended]
+
+    def __getitem__(self, verb: str) -> Ended:
+        return self.told[verb]
+
+
+@pytest.fixture(scope="session")
+def road(folders: Folders) -> Road:
+    """An empty folder with the recipes alone, then every command of the README's block, in order and unchanged."""
+    folder = folders("road")
+    assert not any(Path(folder.path).iterdir())
+    write_recipes(folder.path)
+    told = {}
+    for words in block_with("icre synthesize --config configs/demo.yaml"):
+        told[words[1]] = folder.run(*words)
+    return Road(folder, told)
