@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.walks.commands import block_with
-from tests.walks.walking import Ended, Folder, Running, kill_marked, plain_environment, write_recipes
+from tests.walks.walking import Ended, Folder, Running, plain_environment, write_recipes
 
 Folders = Callable[[str], Folder]
 
@@ -21,7 +21,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
     environment = plain_environment(base / "cache")
     (base / "logs").mkdir()
     yield lambda name: Folder(base / name, environment, base / "logs", started)
-    kill_marked({running.mark for running in started})
+    for running in started:
+        running.kill()
 
 
 @dataclass(frozen=True)

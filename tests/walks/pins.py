@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.walks.commands import block_with
-from tests.walks.walking import Folder, kill_marked, plain_environment, write_recipes
+from tests.walks.walking import Folder, plain_environment, write_recipes
 
 FILE = Path(__file__).with_name("pins.json")
 NEEDED = ("synthesize", "prepare", "train", "evaluate")
@@ -94,7 +94,8 @@ def main() -> None:
                 **numbers(folder),
             }
         finally:
-            kill_marked({running.mark for running in started})
+            for running in started:
+                running.kill()
     FILE.write_text(json.dumps(found, indent=2) + "\n")
     print(f"wrote {FILE}")
 

@@ -7,7 +7,7 @@ import pytest
 from tests.walks.conftest import Road
 from tests.walks.walking import table
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_two_rows_of_a_table(road: Road) -> None:

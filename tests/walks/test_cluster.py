@@ -23,7 +23,7 @@ from tests.walks.commands import documented
 from tests.walks.conftest import Folders, Road
 from tests.walks.walking import ROOT, Ended, Folder, table, until, write_recipes
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 SENT = ("icre", "pipelines", "cluster", ".rayignore", "constraints.txt", "pyproject.toml")
 STORAGE = "storage=s3://icre"

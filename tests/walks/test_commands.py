@@ -23,7 +23,7 @@ from tests.walks.commands import documented, every_command
 from tests.walks.conftest import Road
 from tests.walks.walking import ROOT, Folder, table
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 HERE = Path(__file__).parent
 NOT_RUN = {

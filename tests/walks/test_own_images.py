@@ -12,7 +12,7 @@ from tests.walks.commands import documented
 from tests.walks.conftest import Folders
 from tests.walks.walking import Folder, table
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 SIZE = ["data.height=64", "data.width=32"]
 SMALLER = [

@@ -13,7 +13,7 @@ from tests.walks.commands import documented
 from tests.walks.conftest import Folders
 from tests.walks.walking import contents, table, write_recipes
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 PEOPLE = range(1, 9)
 FOLDERS = {"visible": "Visible", "infrared": "Thermal"}

@@ -11,7 +11,7 @@ from tests.walks.commands import documented
 from tests.walks.conftest import Folders, Road
 from tests.walks.walking import copy_prepared, until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_a_killed_training_goes_on_and_ends_as_the_one_that_was_not(road: Road, folders: Folders) -> None:

@@ -13,7 +13,7 @@ from tests.walks.commands import documented
 from tests.walks.conftest import Folders, Road
 from tests.walks.walking import Ended, Folder, merged, table
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 NIGHTLY = {
     "name": "nightly",

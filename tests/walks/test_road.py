@@ -13,7 +13,7 @@ from tests.walks import pins
 from tests.walks.conftest import Road
 from tests.walks.walking import contents, table
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")

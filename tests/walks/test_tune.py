@@ -10,7 +10,7 @@ from tests.walks.commands import documented
 from tests.walks.conftest import Road
 from tests.walks.walking import Folder, contents, table
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 SWEEP = "storage/sweeps/figure3-synthetic-each"
 TRIALS = ["figure3-synthetic-each-0000", "figure3-synthetic-each-0001"]

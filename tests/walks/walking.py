@@ -152,9 +152,9 @@ class Running:
 
     def kill(self) -> None:
         """SIGKILL to its process group, then to whatever it started that is elsewhere."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
-        kill_marked({self.mark})
+        kill_marked(self.mark)
         self.process.wait()
 
     def _tail(self) -> str:
@@ -296,10 +296,9 @@ def plain_environment(cache: Path) -> dict[str, str]:
     return {**own, **SAME_ARITHMETIC, "ICRE_CACHE": str(cache)}
 
 
-def kill_marked(marks: set[str]) -> None:
-    """SIGKILL to every process that has one of the marks in its environment."""
-    wanted = {f"{MARK}={mark}".encode() for mark in marks}
+def kill_marked(mark: str) -> None:
+    """SIGKILL to every process that has the mark in its environment."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if wanted & set((folder / "environ").read_bytes().split(b"\0")):
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
                 os.kill(int(folder.name), signal.SIGKILL)
