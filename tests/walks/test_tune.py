@@ -1,4 +1,4 @@
-"""A sweep with the storage that nobody named. Eight processes, five trainings, two of which fail on purpose."""
+"""A sweep with the storage that nobody named. Eight processes, four trainings, one of which fails on purpose."""
 
 from __future__ import annotations
 
@@ -65,9 +65,8 @@ def test_a_trial_is_repeated_to_the_last_digit(folder: Folder) -> None:
 def test_a_sweep_of_which_nothing_comes_is_an_error(folder: Folder) -> None:
     """All trainings fail: 1. A mistake in the recipe: 2, before anything is trained."""
     common = ["icre", "tune", "--config", "configs/figure3-synthetic.yaml", "tune.method=grid"]
-    hopeless = ["tune.space={optimizer.lr: [1.0e+30]}", "optimizer.backbone_lr=1.0e+30"]
     failed, mistaken = folder.at_once(
-        [*common, "--sweep", "hopeless", *hopeless],
+        [*common, "--sweep", "hopeless", "tune.space={optimizer.lr: [1.0e+30]}"],
         [*common, "--sweep", "mistaken", "tune.space={optimizer.lrr: [0.1]}"],
         code=None,
     )

@@ -292,8 +292,14 @@ def until(condition: Callable[[], Any], command: Running) -> None:
 def plain_environment(cache: Path) -> dict[str, str]:
     """This process' environment without what others exported, with :data:`SAME_ARITHMETIC`."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(OF_OTHERS)}
-    # Where copies of data sets are kept. By default it is the temporary folder, which nobody would clean here.
-    return {**own, **SAME_ARITHMETIC, "ICRE_CACHE": str(cache)}
+    return {
+        **own,
+        **SAME_ARITHMETIC,
+        # Where copies of data sets are kept. By default it is the temporary folder, which nobody would clean here.
+        "ICRE_CACHE": str(cache),
+        # Ray's own watch for nodes that are taken away is one process more in each training; tests/test_chaos.py has it.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }
 
 
 def kill_marked(mark: str) -> None:
