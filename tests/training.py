@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
 
 from icre import config
+from icre.errors import NotFiniteError
 from pipelines.data.feed import Feed
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.runs import Run
@@ -17,6 +19,7 @@ from pipelines.storage import Storage
 from pipelines.training import launch
 from pipelines.training.saver import Saver
 from pipelines.training.worker import Worker
+from pipelines.tuning.trial import Sweep, lineage
 
 TIMES = {"time", "images_per_s", "data_wait_s"}
 
@@ -39,12 +42,27 @@ def trained_plainly(recipe: config.Recipe, data: PreparedData, run: Run | None =
     return worker
 
 
+def execute_here(run: Run) -> None:
+    """In the place of :func:`pipelines.training.execution.execute`, with one worker."""
+    trained_plainly(run.recipe, open_data(run.recipe), run)
+    run.write_status("finished", restarts=[])
+
+
 def finished_run(recipe: config.Recipe, name: str) -> Run:
     """A run folder as a training of one worker leaves it."""
     run = launch.start(recipe, name)
-    trained_plainly(recipe, open_data(recipe), run)
-    run.write_status("finished", restarts=[])
+    execute_here(run)
     return run
+
+
+def train_here(sweep: Sweep, numbers: Sequence[int], **_: Any) -> None:
+    """In the place of :func:`pipelines.tuning.engine.run_trials`: one after the other, in this process."""
+    for trial in (sweep.trials[number] for number in numbers):
+        run = launch.start(trial.recipe, trial.run, lineage=lineage(trial, sweep))
+        try:
+            execute_here(run)
+        except NotFiniteError as error:
+            run.write_failure(error)
 
 
 def weights(run: Run, name: str = "last") -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from pipelines.runs import Run
 from pipelines.storage import Storage
 from pipelines.tuning import engine
 from tests.conftest import Recipes
+from tests.training import train_here
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
 
@@ -38,6 +39,7 @@ def cells(markdown: str, variant: str) -> list[str]:
 def test_the_table_is_of_its_runs_and_a_second_call_trains_nothing(
     recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(engine, "run_trials", train_here)
     monkeypatch.setitem(ablation.TABLES, "components", (Variant("ICG", ("components=[icg]",)), Variant("whole")))
     trials = planned(recipes)
     assert [(t.variant.name, t.recipe.seed) for t in trials] == [("ICG", 0), ("whole", 0), ("ICG", 1), ("whole", 1)]

@@ -23,6 +23,7 @@ from pipelines.storage import Storage
 from pipelines.training import execution
 from tests.conftest import Recipes
 from tests.icre.data.regdb_tree import build_regdb, half
+from tests.training import execute_here
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -64,7 +65,10 @@ def checkpoints(storage: str) -> dict[Path, int]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_table_is_the_mean_over_the_splits_and_a_second_call_trains_nothing(recipe: Make, tmp_path: Path) -> None:
+def test_the_table_is_the_mean_over_the_splits_and_a_second_call_trains_nothing(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execution, "execute", execute_here)
     one = recipe()
     splits = regdb.plan(one, [2, 1, 2])
     folder = Storage(tmp_path / "table")

@@ -1,4 +1,4 @@
-"""Retraining on real Ray: two nights for real, and what must hold when ticks are killed, meet, or go wrong.
+"""Retraining: two nights with a real network, and what must hold when ticks are killed, meet, or go wrong.
 
 Where the property is not about training, a training is a checkpoint that is simply there, and the features that a model
 gives are centres of identities under as much noise as the test wants.
@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import torch
 from safetensors.torch import load
 
@@ -41,8 +38,9 @@ from pipelines.retraining.journal import STEPS, Journal, Tick
 from pipelines.retraining.telling import NAMES
 from pipelines.runs import UNTRAINED, Run
 from pipelines.storage import Storage
-from pipelines.training import execution, launch
+from pipelines.training import execution
 from tests.conftest import TINY
+from tests.training import execute_here
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
 
@@ -144,8 +142,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     found = Stage()
     monkeypatch.setattr(execution, "execute", found.execute)
     monkeypatch.setattr(judge, "embed", found.embed)
-    for module in (challenger, launch):
-        monkeypatch.setattr(module, "initial_network", lambda _, *, classes: Small(classes))
+    monkeypatch.setattr(challenger, "initial_network", lambda _, *, classes: Small(classes))
     return found
 
 
@@ -178,42 +175,30 @@ def when_free(recipe: config.Recipe, name: str | None = None) -> str:
 # For real
 
 
-def test_two_nights_for_real(
+def test_two_nights_with_a_real_network(
     recipe_of: Callable[..., config.Recipe],
     album: Path,
     synthetic_images: Path,
-    tmp_path: Path,
     object_store: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On the object store. The first night's command is killed in its training, and goes on with the next call."""
-    recipe = recipe_of(f"storage={object_store.url}/nights", "train.steps_per_epoch=4", "retrain.lease_s=4")
+    """On the object store. As commands, with Ray Train: tests/walks."""
+    monkeypatch.setattr(execution, "execute", execute_here)
+    recipe = recipe_of(f"storage={object_store.url}/nights", "train.steps_per_epoch=4")
     registry, journal = registry_of(recipe), Journal(registry_of(recipe))
-    _kill_while_it_trains(recipe, tmp_path)
-    unfinished = journal.past().current
-    assert unfinished is not None
-    first = ended(recipe, unfinished)
-    assert (first.step, first.ended) == ("train", None)
-    held = retrain.plan(recipe)
-    assert f"goes on with tick {unfinished}, step train" in held and "now running" in held
-
     with monkeypatch.context() as patched:
         patched.setattr(judge, "rules", lambda *_: [])  # whether four steps teach anything is not the question
-        outcome = when_free(recipe)  # when the lease of the killed command is over
+        outcome = retrain.retrain(recipe, "first")
     champion = registry.champion()
     assert outcome == "promoted" and champion is not None
-    assert champion.run == first.facts["run"] and champion.by == f"tick {unfinished}"
-    steps = [
-        row["step"] for row in Run(Storage(recipe.storage) / "runs" / champion.run).metrics() if row["kind"] == "step"
-    ]
-    assert steps == [1, 2, 3, 4]
+    assert champion.run == ended(recipe, "first").facts["run"] and champion.by == "tick first"
     registry.verify(champion)
     before = open_data(recipe).classes
 
     arrive(album, synthetic_images)
     recipe = config.override(recipe, ["retrain.margin=0.9", "retrain.floor=1"], where="the tests")
     better = Stage()
-    better.noise = {"second": 1.0, unfinished: 3.0}
+    better.noise = {"second": 1.0, "first": 3.0}
     monkeypatch.setattr(judge, "embed", better.embed)
     assert retrain.retrain(recipe, "second") == "kept"
     second = ended(recipe, "second")
@@ -227,27 +212,6 @@ def test_two_nights_for_real(
     assert retrain.retrain(recipe, "third") == "nothing_new"
     assert registry.newest() == 1
     assert object_store.secret_key not in json.dumps([decision, registry.history.read(1), registry.lease.read(1)])
-
-
-def _kill_while_it_trains(recipe: config.Recipe, tmp_path: Path) -> None:
-    path = tmp_path / "nightly.yaml"
-    path.write_text(recipe.to_yaml())
-    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    command = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.retrain", "--config", str(path)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        folder, deadline = Storage(recipe.storage) / "runs", time.monotonic() + 180
-        while not any((folder / name / "status.json").exists() for name in folder.list()):
-            assert command.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        command.send_signal(signal.SIGKILL)
-        command.wait()
 
 
 def _check_start(run: Run, champion: Run, before: list[str], after: list[str]) -> None:

@@ -6,11 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
@@ -18,21 +16,19 @@ from ray import cloudpickle as ray_pickle
 
 from cluster.local.object_store import ObjectStore
 from icre import config
-from icre.errors import ConfigError, DataError, NotFiniteError, UserError
+from icre.errors import ConfigError, DataError, UserError
 from pipelines import prepare, tune
-from pipelines.data.prepared import open_data
 from pipelines.runs import Run, runs
 from pipelines.storage import Storage
-from pipelines.training import launch
 from pipelines.tuning import engine, running, trial_process
 from pipelines.tuning.choosing import scheduler_of, searcher_of
 from pipelines.tuning.outcomes import Group, Outcome, chosen, failure_of, grouped, outcomes_of
 from pipelines.tuning.plan import Probe, describe, listed_trials
 from pipelines.tuning.probing import probe
 from pipelines.tuning.sweep import open_sweep, sweep_of
-from pipelines.tuning.trial import Sweep, chosen_trial, lineage
+from pipelines.tuning.trial import Sweep, chosen_trial
 from tests.conftest import Recipes
-from tests.training import trained_plainly
+from tests.training import train_here
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("train.epochs=2", "train.steps_per_epoch=2", "evaluation.trials=2", "tune.concurrent=2")
@@ -43,17 +39,6 @@ on_ray = pytest.mark.usefixtures("ray_cluster")
 
 def swept(recipe: config.Recipe, name: str) -> Sweep:
     return sweep_of(recipe, name, listed_trials(recipe, name))
-
-
-def train_here(sweep: Sweep, numbers: Sequence[int], **_: Any) -> None:
-    """In the place of Ray Tune and Ray Train: one after the other, in this process."""
-    for trial in (sweep.trials[number] for number in numbers):
-        run = launch.start(trial.recipe, trial.run, lineage=lineage(trial, sweep))
-        try:
-            trained_plainly(trial.recipe, open_data(trial.recipe), run)
-            run.write_status("finished")
-        except NotFiniteError as error:
-            run.write_failure(error)
 
 
 @on_ray

@@ -297,7 +297,7 @@ def plain_environment(cache: Path) -> dict[str, str]:
         **SAME_ARITHMETIC,
         # Where copies of data sets are kept. By default it is the temporary folder, which nobody would clean here.
         "ICRE_CACHE": str(cache),
-        # Ray's own watch for nodes that are taken away is one process more in each training; tests/test_chaos.py has it.
+        # Ray's watch for nodes that are taken away is one process more in each training; tests/test_chaos.py has it.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
 
