@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray.data
 import torch
 from ray.data.expressions import col
@@ -27,6 +30,29 @@ def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, r
     the image and of its mirror image. Raises IcreError when the number of features is not that of the
     images.
     """
+    wanted = data.labels_and_paths["path"].take(data.rows_of(split)).to_pylist()
+    rows: list[dict[str, Any]] = []
+    embedded = _by_ray_data if recipe.evaluation.workers else _here
+    with progress("evaluate: features", len(wanted), "images") as advance:
+        for block in embedded(run_url, checkpoint, data, split, recipe):
+            rows += block
+            advance(len(block))
+    by_path = {row["path"]: np.frombuffer(row["feature"], np.float32) for row in rows}
+    if len(rows) != len(wanted) or set(by_path) != set(wanted):
+        raise IcreError(
+            f"{len(rows)} features ({len(by_path)} different images) for {len(wanted)} images of split {split}",
+            hint="an evaluation that loses or repeats images would print wrong numbers, so it stops; run it again",
+        )
+    return torch.from_numpy(np.stack([by_path[path] for path in wanted]))
+
+
+Rows = list[dict[str, Any]]
+"""A path and a feature each."""
+
+
+def _by_ray_data(
+    run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe
+) -> Iterator[Rows]:
     settings = recipe.evaluation
     filesystem, _ = data.location.arrow()
     blocks = max(len(data.shard_paths), 2 * settings.workers)
@@ -43,19 +69,18 @@ def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, r
             num_gpus=settings.gpus_per_worker,
         )
     )
-    wanted = data.labels_and_paths["path"].take(data.rows_of(split)).to_pylist()
-    rows: list[dict[str, Any]] = []
-    with progress("evaluate: features", len(wanted), "images") as advance:
-        for block in blocks_of(embedded):
-            rows += block.to_pylist()
-            advance(block.num_rows)
-    by_path = {row["path"]: np.frombuffer(row["feature"], np.float32) for row in rows}
-    if len(rows) != len(wanted) or set(by_path) != set(wanted):
-        raise IcreError(
-            f"{len(rows)} features ({len(by_path)} different images) for {len(wanted)} images of split {split}",
-            hint="an evaluation that loses or repeats images would print wrong numbers, so it stops; run it again",
-        )
-    return torch.from_numpy(np.stack([by_path[path] for path in wanted]))
+    for block in blocks_of(embedded):
+        yield block.to_pylist()
+
+
+def _here(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe) -> Iterator[Rows]:
+    embedder, (filesystem, _) = _Embedder(run_url, checkpoint, recipe), data.location.arrow()
+    for path in data.shard_paths:
+        table = pq.read_table(path, columns=["image", "modality", "split"], filesystem=filesystem)
+        for batch in table.filter(pc.field("split") == split).to_batches(recipe.evaluation.batch_size):
+            columns = {name: np.array(batch[name].to_pylist(), object) for name in ("image", "modality")}
+            found = embedder(columns)
+            yield [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
 
 class _Embedder:

@@ -60,7 +60,7 @@ def command(
             for name in checkpoints:
                 print(f"would write: {result_path(found, name, recipe).url}")
         return
-    with ray_session_for(found.location, Demand.of_embedding(asked.evaluation)):
+    with ray_session_for(found.location, Demand.of_embedding(recipes[0].evaluation), dashboard=False):
         results = [evaluate(found, recipe, name) for recipe in recipes for name in checkpoints]
     tables = [metric_table_markdown(results), *map(camera_tables_markdown, results)]
     print("\n\n".join(filter(None, tables)))

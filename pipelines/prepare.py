@@ -32,7 +32,10 @@ def command(
         print(describe_counts(found.counts()))
         print(f"\nwould write: {(location_of(recipe)).url}")
         return
-    with tempfile.TemporaryDirectory(prefix="icre-logs-") as logs, ray_session(Path(logs), demand=Demand(2)):
+    with (
+        tempfile.TemporaryDirectory(prefix="icre-logs-") as logs,
+        ray_session(Path(logs), demand=Demand(2), dashboard=False),
+    ):
         run(recipe)
 
 

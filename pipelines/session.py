@@ -59,11 +59,13 @@ class Demand:
 
 
 @contextlib.contextmanager
-def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
+def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterator[None]:
     """Connect to ``RAY_ADDRESS`` if set (as inside a Ray job), else start Ray here and stop it at the end.
 
     Ray's own log lines go to ``logs/driver.log``; at the end of a local session its processes' logs are copied
     there too. A session that is already open (the demo runs several verbs in one) is used as it is.
+
+    dashboard: a Ray that is started here has one, which also tells Prometheus where its nodes are; it takes seconds.
     """
     logs.mkdir(parents=True, exist_ok=True)
     with _log_to(logs / "driver.log"), _native_stderr_to(logs / "driver.err"), ray_messages_to(logs / "driver.out"):
@@ -77,6 +79,7 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
         if not attached:
             # Without this, Ray would join whatever cluster was started last on this machine.
             started["address"] = "local"
+            started["include_dashboard"] = dashboard
             started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus), MIN_LOGICAL_CPUS)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
         with progress("joining the cluster" if attached else "starting Ray"):
@@ -98,11 +101,11 @@ def ray_session(logs: Path, *, demand: Demand) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ray_session_for(folder: Storage, demand: Demand) -> Iterator[None]:
+def ray_session_for(folder: Storage, demand: Demand, *, dashboard: bool = True) -> Iterator[None]:
     """A Ray session whose logs end up in ``folder``/logs, also when the body raises."""
     with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch:
         try:
-            with ray_session(Path(scratch), demand=demand):
+            with ray_session(Path(scratch), demand=demand, dashboard=dashboard):
                 yield
         finally:
             with warned_of(StorageError):

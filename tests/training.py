@@ -31,7 +31,9 @@ def trained_plainly(recipe: config.Recipe, data: PreparedData, run: Run | None =
     with _one_thread():
         worker = Worker.start(recipe, place, data, steps_per_epoch=steps, device=torch.device("cpu"), warn=pytest.fail)
         saver = Saver(place, recipe.checkpoints, steps_per_epoch=steps, done=lambda _: None, warn=pytest.fail)
-        for batch in Feed(data, recipe, steps, 0, 1).batches(start=0, stop=worker.total_steps, device=worker.device):
+        for batch in Feed(data, recipe, steps, 0, 1).batches(
+            start=worker.progress.step, stop=worker.total_steps, device=worker.device
+        ):
             worker.record(worker.step(batch), seconds=1.0, waited=0.0)
             if worker.is_epoch_over:
                 improved = worker.end_epoch()

@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from icre.config.sections import NonNegative, Positive, PositiveFloat, Section, Share
-
-Count = Annotated[int, Field(ge=0)]
+from icre.config.sections import Count, NonNegative, Positive, PositiveFloat, Section, Share
 
 
 class Retrain(Section):

@@ -40,7 +40,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
-Workers = Positive | tuple[Positive, Positive]
+Count = Annotated[int, Field(ge=0)]
+Workers = Count | tuple[Positive, Positive]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 
 
@@ -222,7 +223,8 @@ class Train(Section):
     """None: images of the larger modality / (P·K of that modality), as the field counts an epoch."""
     workers: Workers = 1
     """Training processes; each takes its cut of every global batch. [min, max]: as many as the cluster has room for,
-    now and later."""
+    now and later. 0: the command's own process trains, which starts sooner and suits a debugger; nothing replaces it
+    when it is lost."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
     """0: train on CPU."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -248,8 +250,8 @@ class Train(Section):
 
     @property
     def worker_range(self) -> tuple[int, int]:
-        """Fewest and most training processes."""
-        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+        """Fewest and most training processes, the command's own included."""
+        return (max(1, self.workers),) * 2 if isinstance(self.workers, int) else self.workers
 
 
 class Checkpoints(Section):
@@ -301,8 +303,8 @@ class Evaluation(Section):
     """Rank by k-reciprocal neighbours (k1 20, k2 6, weight 0.3) instead of cosine distance; tables say so."""
     batch_size: Positive = 64
     """Images in one forward pass."""
-    workers: Positive = 1
-    """Embedding processes."""
+    workers: Count = 1
+    """Embedding processes; 0: the command's own."""
     cpus_per_worker: PositiveFloat = 1.0
     """Logical CPUs that Ray reserves for each of them."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0

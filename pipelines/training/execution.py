@@ -146,7 +146,8 @@ def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
         train_worker,
         train_loop_config=dict(job),
         scaling_config=ScalingConfig(
-            num_workers=train.workers,  # type: ignore[arg-type]  # Ray's annotation lacks the pair of elastic counts
+            # 0 is Ray Train's local mode. Its annotation lacks the pair of elastic counts.
+            num_workers=train.workers,  # type: ignore[arg-type]
             use_gpu=bool(train.gpus_per_worker),
             resources_per_worker=resources,
         ),

@@ -61,8 +61,9 @@ def _train(job: Job) -> None:
     recipe = config.parse_recipe(job["recipe"], where="the driver")
     data = PreparedData.open(Storage(job["data"]))
     rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    if rank == 0:
-        ray.get(job["board"].placed.remote(ray.util.get_current_placement_group()))
+    group = ray.util.get_current_placement_group()
+    if rank == 0 and group is not None:  # the command's own process reserves nothing
+        ray.get(job["board"].placed.remote(group))
     device = ray.train.torch.get_device()
     torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
     _watch(recipe)

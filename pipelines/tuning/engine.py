@@ -27,9 +27,9 @@ from pipelines.tuning.trial import Sweep
 from pipelines.tuning.trial_process import train_trial
 from pipelines.tuning.watch import Watch
 
-TRIAL = {"memory": float(2**20)}
-"""Of the process that starts a training and waits for it. Tune wants it to reserve something, and no CPU: on nodes that
-are filled to the last one, a training would wait for ever for what those processes hold."""
+WAITING = {"memory": float(2**20)}
+"""Reserved for the process that starts a training and waits for it. Tune wants it to reserve something, and no CPU: on
+nodes that are filled to the last one, a training would wait for ever for what those processes hold."""
 
 _ENVIRONMENT = {
     # The sweep's own table is what is written; Tune's loggers would write three files for each trial.
@@ -55,8 +55,10 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_f
         os.environ.setdefault(name, value)
     base = sweep.base
     others = _others(sweep, numbers, retry_failed=retry_failed)
-    # A trial needs next to nothing itself: Ray Train reserves what its workers need.
-    trainable = tune.with_resources(tune.with_parameters(train_trial, sweep=sweep, retry_failed=retry_failed), TRIAL)
+    # A trial needs next to nothing itself: Ray Train reserves what its workers need. Without workers it trains itself.
+    train = base.train
+    reserved = WAITING if train.workers else {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
+    trainable = tune.with_resources(tune.with_parameters(train_trial, sweep=sweep, retry_failed=retry_failed), reserved)
     filesystem, path = (Storage(sweep.location) / "tune").arrow()
     tuner = tune.Tuner(
         trainable,

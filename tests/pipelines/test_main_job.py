@@ -123,6 +123,23 @@ def test_one_and_two_workers_give_the_same_loss_curve(two_workers: Run, one_work
             assert [b[k] for k in a if k != "kind"] == pytest.approx([a[k] for k in a if k != "kind"], rel=1e-3)
 
 
+def test_without_workers_the_commands_own_process_trains_and_embeds_to_the_same_numbers(
+    one_worker: Run, module_recipes: Any
+) -> None:
+    alone = ("train.workers=0", "evaluation.workers=0")
+    run = launch.start(module_recipes(*alone), "alone")
+    execution.execute(run)
+    assert run.state == "finished" and run.recipe.train.worker_range == (1, 1)
+    assert numbers(run) == numbers(one_worker)
+    assert equal(weights(run), weights(one_worker))
+    (here,) = evaluate.evaluated_recipes(one_worker, run.recipe.storage, alone)
+    found = evaluate.evaluate(one_worker, here, "best")["directions"]
+    (one_worker.location / "features").delete()
+    by_ray_data = evaluate.evaluate(one_worker, one_worker.recipe, "best")["directions"]
+    # Batches are cut elsewhere, so distances differ in their last bits.
+    assert all(found[name]["mean"] == pytest.approx(by_ray_data[name]["mean"], abs=1e-6) for name in by_ray_data)
+
+
 def test_evaluation_reads_what_training_wrote(two_workers: Run) -> None:
     recipe = two_workers.recipe
     result = evaluate.evaluate(two_workers, recipe, "best")
