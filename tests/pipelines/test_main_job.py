@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 
 from icre import config
 from icre.data.augmentation import normalise
-from icre.errors import DataError, UserError, WeightsError
+from icre.errors import DataError, StoppedError, UserError, WeightsError
 from pipelines import evaluate, features, prepare, runs
 from pipelines.data.feed import load_images
 from pipelines.data.prepared import PreparedData, open_data
@@ -21,7 +23,7 @@ from pipelines.networks import load_network
 from pipelines.runs import Run
 from pipelines.storage import Storage
 from pipelines.training import execution, launch, resumption
-from tests.killing import killing_workers
+from tests.killing import killing_workers, last_step, wait_until
 from tests.training import equal, finished_run, timeless, trained_plainly, weights
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(400)]
@@ -138,6 +140,28 @@ def test_without_workers_the_commands_own_process_trains_and_embeds_to_the_same_
     by_ray_data = evaluate.evaluate(one_worker, one_worker.recipe, "best")["directions"]
     # Batches are cut elsewhere, so distances differ in their last bits.
     assert all(found[name]["mean"] == pytest.approx(by_ray_data[name]["mean"], abs=1e-6) for name in by_ray_data)
+
+
+def test_sigterm_ends_a_training_in_order_and_it_goes_on_to_the_same_weights(
+    one_worker: Run, module_recipes: Any
+) -> None:
+    run = launch.start(module_recipes("train.workers=0"), "stopped")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop() -> None:
+        wait_until(lambda: signal.getsignal(signal.SIGTERM) is not before, lambda: True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop, daemon=True)
+    thread.start()
+    with pytest.raises(StoppedError) as caught:
+        execution.execute(run)
+    thread.join()
+    assert caught.value.exit_code == 143 and "icre train --resume stopped" in caught.value.hint
+    assert run.state == "stopped" and 0 < last_step(run) < 12
+    execution.execute(run)
+    assert numbers(run) == numbers(one_worker)
+    assert equal(weights(run), weights(one_worker))
 
 
 def test_evaluation_reads_what_training_wrote(two_workers: Run) -> None:

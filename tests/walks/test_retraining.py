@@ -19,8 +19,8 @@ NIGHTLY = {
     "name": "nightly",
     "data": {"name": "nightly", "root": None, "synthetic": None},
     "optimizer": {"name": "adam", "lr": 1.0e-3, "backbone_lr": 1.0e-3},
-    "train": {"epochs": 1, "steps_per_epoch": 40},
-    "evaluation": {"trials": 2},
+    "train": {"epochs": 1, "steps_per_epoch": 40, "workers": 0},
+    "evaluation": {"trials": 2, "workers": 0},
     # Few people: whether one night's model is better than the other's is not the question, that it is told is.
     "retrain": {"margin": 0.0, "confidence": 0.5, "floor": 1.0, "min_queries": 4, "resamples": 200},
 }

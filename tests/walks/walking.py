@@ -72,17 +72,20 @@ PEOPLE = {
 """The synthetic people of every recipe that has some: one folder of images and one data set serve all walks."""
 OWN: dict[str, dict[str, Any]] = {
     "demo": {"train": {"epochs": 2, "steps_per_epoch": 3}, "evaluation": {"trials": 3}},
-    "ablation-synthetic": {"evaluation": {"trials": 2}},
+    # Where a walk has many trainings, they need no processes of their own: `demo` has them.
+    "ablation-synthetic": {"train": {"workers": 0}, "evaluation": {"trials": 2, "workers": 0}},
     # The first value is the recipe's own, so these are two trainings.
     "figure3-synthetic": {
         "data": {"name": "demo", "root": "storage/images/demo"},
-        "evaluation": {"trials": 2},
+        "train": {"workers": 0},
+        "evaluation": {"trials": 2, "workers": 0},
         "tune": {"seeds": 1, "space": {"loss.icg.weight": [1.0, 2.0]}},
     },
     "regdb-sgd": {
         "data": {"split": {"val": 0.0}},
         "batch": {"identities": 2},
-        "train": {"steps_per_epoch": 1},
+        "train": {"steps_per_epoch": 1, "workers": 0},
+        "evaluation": {"workers": 0},
     },
     "sysu-sgd": {"data": {"split": {"val": 0.0}}, "batch": {"identities": 2}},
 }
