@@ -34,6 +34,7 @@ FIRST = ("walks", "test_tune_faults.py", "test_main_job.py", "jobs")
 """What takes longest begins first, so that no process of the suite is alone with it at the end."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for its marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file, or of a folder that shares one place, stay in one process where there are several."""
     group: dict[pytest.Item, str] = {}

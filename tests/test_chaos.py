@@ -1,7 +1,7 @@
 """Training that is disturbed ends as it would have: a scenario of benchmarks/chaos.py, asserted, and its yardstick.
 
 The others, a minute each, are left to `python -m benchmarks.chaos`, as other tests cover their parts: a killed worker
-and a newest checkpoint that is cut off (test_main_job), a command that is stopped (test_main_job) or killed (tests/walks), a killed
+and a newest checkpoint that is cut off, a command that is stopped (test_main_job) or killed (tests/walks), a killed
 raylet (a part of the one here), an object store that comes back (test_storage) or does not, a disk that is full
 (test_saver), any number of workers (test_distributed).
 """
