@@ -23,7 +23,8 @@ def test_two_rows_of_a_table(road: Road) -> None:
     printed = table(told.out)
     assert {"baseline", "ICG"} <= printed.keys()
     assert [printed[row][0] for row in ("baseline", "ICG")] == ["1", "1"]
-    assert table((folder / "storage/ablations/ablation-synthetic-components/table.md").read_text()) == printed
+    written = table((folder / "storage/ablations/ablation-synthetic-components/table.md").read_text())
+    assert written.items() <= printed.items()  # what is printed begins with what was prepared
     for run in trained:
         for value in folder.training(run).metrics("best").values():
             assert f"{100 * value:.1f}" in told.out
