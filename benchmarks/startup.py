@@ -4,8 +4,8 @@
 
 Two pairs, in turn on the same machine, with a tiny network and one worker: `icre train` and a script with a bare
 TorchTrainer that imports torch, builds the same network and takes one step; and, on a local cluster of one node,
-`icre submit train` and `ray job submit` of that script. Prints the ratios of the seconds from the start of the command to
-the end of the first step, and writes startup.json.
+`icre submit train` and `ray job submit` of that script. Prints the ratios of the seconds from the start of the command
+to the end of the first step, and writes startup.json.
 """
 
 from __future__ import annotations

@@ -34,15 +34,25 @@ FIRST = ("walks", "test_tune_faults.py", "test_main_job.py", "jobs")
 """What takes longest begins first, so that no process of the suite is alone with it at the end."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for its marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def place_of(nodeid: str) -> str:
     """Tests of a file, or of a folder that shares one place, stay in one process where there are several."""
-    group: dict[pytest.Item, str] = {}
-    for item in items:
-        folder = item.path.parent.name
-        group[item] = folder if folder in ("walks", "jobs") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group[item]))
-    items.sort(key=lambda item: FIRST.index(group[item]) if group[item] in FIRST else len(FIRST))
+    path = Path(nodeid.partition("::")[0])
+    return path.parent.name if path.parent.name in ("walks", "jobs") else path.name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(place) if (place := place_of(item.nodeid)) in FIRST else len(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByPlace(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return place_of(nodeid)
+
+    return ByPlace(config, log)
 
 
 @pytest.fixture(scope="session")

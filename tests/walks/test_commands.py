@@ -32,6 +32,7 @@ NOT_RUN = {
     "icre submit --kubernetes --overlay cluster/kuberay/overlays/production --id train-47 train "
     "--config configs/sysu-sgd.yaml": "creates a RayJob in a Kubernetes, with kubectl",
     "make test": "runs this suite",
+    "make check": "runs a part of this suite",
 }
 """Commands that no walk runs, and why."""
 
