@@ -30,13 +30,18 @@ TINY = {
 }
 
 
-FIRST = ("walks", "test_tune_faults.py", "test_main_job.py", "jobs")
+ALONE = ("walks/test_cluster.py", "walks/test_regdb.py", "walks/test_own_images.py")
+"""Walks that do not begin in the folder of the others."""
+FIRST = ("walks", "walks/test_cluster.py", "test_tune_faults.py", "test_main_job.py", "walks/test_regdb.py", "jobs")
 """What takes longest begins first, so that no process of the suite is alone with it at the end."""
 
 
 def place_of(nodeid: str) -> str:
     """Tests of a file, or of a folder that shares one place, stay in one process where there are several."""
     path = Path(nodeid.partition("::")[0])
+    name = f"{path.parent.name}/{path.name}"
+    if name in ALONE:
+        return name
     return path.parent.name if path.parent.name in ("walks", "jobs") else path.name
 
 

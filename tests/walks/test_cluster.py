@@ -1,6 +1,6 @@
 """Jobs on a cluster of two nodes with an object store.
 
-Thirteen processes, six jobs, three trainings.
+Fourteen processes, six jobs, three trainings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from pyarrow import fs
 
 from tests.walks.commands import documented
-from tests.walks.conftest import Folders, Road
+from tests.walks.conftest import Folders
 from tests.walks.walking import ROOT, Ended, Folder, table, until, write_recipes
 
 pytestmark = pytest.mark.timeout(1800)
@@ -69,8 +69,11 @@ def exported(printed: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def place(folders: Folders, road: Road) -> Iterator[Place]:
+def place(folders: Folders) -> Iterator[Place]:
     """The cluster is a process like any other: its printed lines are all that is known of it. Ctrl-C ends it."""
+    rendered = folders("rendered")
+    write_recipes(rendered.path)
+    rendered.run("icre", "synthesize", *DEMO)
     folder = folders("checkout")
     for name in SENT:
         if (ROOT / name).is_dir():
@@ -91,7 +94,7 @@ def place(folders: Folders, road: Road) -> Iterator[Place]:
             scheme=store.scheme,
             region=variables.get("AWS_REGION", variables.get("AWS_DEFAULT_REGION", "us-east-1")),
         )
-        fs.copy_files(str(road.folder / "storage/images/demo"), "icre/images", destination_filesystem=bucket)
+        fs.copy_files(str(rendered / "storage/images/demo"), "icre/images", destination_filesystem=bucket)
         yield Place(folder, bucket, variables["RAY_API_SERVER_ADDRESS"])
         cluster.process.send_signal(signal.SIGINT)
         assert cluster.end(None).code in (0, 130)
