@@ -71,7 +71,10 @@ def _fit(
     board = job["board"]
     try:
         with follow(board, "train"), heard(board, listen), _stopping_on_sigterm(board):
-            _trainer(recipe, run, job).fit()
+            if recipe.train.workers == 0:
+                train_worker(dict(job))
+            else:
+                _trainer(recipe, run, job).fit()
             return cast(IcreError | None, ray.get(board.ended.remote()))
     except TrainingFailedError as error:
         _give_back(board)
@@ -146,8 +149,7 @@ def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
         train_worker,
         train_loop_config=dict(job),
         scaling_config=ScalingConfig(
-            # 0 is Ray Train's local mode. Its annotation lacks the pair of elastic counts.
-            num_workers=train.workers,  # type: ignore[arg-type]
+            num_workers=train.workers,  # type: ignore[arg-type]  # Ray's annotation lacks the pair of elastic counts
             use_gpu=bool(train.gpus_per_worker),
             resources_per_worker=resources,
         ),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import faulthandler
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import ray
 import ray.train
@@ -48,23 +49,44 @@ def train_worker(settings: dict[Any, Any]) -> None:
     because Ray Train answers an exception by starting over.
     """
     job = cast(Job, settings)
+    recipe = config.parse_recipe(job["recipe"], where="the driver")
+    place = _here(recipe) if recipe.train.workers == 0 else _of_ray_train()
     try:
-        _train(job)
+        _train(job, recipe, place)
     except (TrainingError, StoppedError) as error:
-        if ray.train.get_context().get_world_rank() == 0:
+        if place.rank == 0:
             ray.get(job["board"].end.remote(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _train(job: Job) -> None:
-    recipe = config.parse_recipe(job["recipe"], where="the driver")
-    data = PreparedData.open(Storage(job["data"]))
-    rank, world_size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    group = ray.util.get_current_placement_group()
-    if rank == 0 and group is not None:  # the command's own process reserves nothing
-        ray.get(job["board"].placed.remote(group))
+class Place(NamedTuple):
+    """One training process among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    preemption: Callable[[], Any]
+    """What the cluster says of a node that it will take away, or None."""
+
+
+def _of_ray_train() -> Place:
+    context = ray.train.get_context()
     device = ray.train.torch.get_device()
+    return Place(context.get_world_rank(), context.get_world_size(), device, ray.train.get_preemption_info)
+
+
+def _here(recipe: config.Recipe) -> Place:
+    """The command's own process; not Ray Train's local mode, whose context Tune refuses to its trials."""
+    return Place(0, 1, torch.device("cuda" if recipe.train.gpus_per_worker else "cpu"), lambda: None)
+
+
+def _train(job: Job, recipe: config.Recipe, place: Place) -> None:
+    data = PreparedData.open(Storage(job["data"]))
+    rank, world_size, device, _ = place
+    group = ray.util.get_current_placement_group()
+    if rank == 0 and recipe.train.workers != 0:
+        ray.get(job["board"].placed.remote(group))
     torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
     _watch(recipe)
     _check_images(data, job, device)
@@ -91,7 +113,7 @@ def _train(job: Job) -> None:
             improved = worker.end_epoch() if worker.is_epoch_over else None
             if lead is not None:
                 lead.after_step(improved=improved)
-            _heed_notices(lead, device)
+            _heed_notices(lead, place)
             _watch(recipe)
             asked = time.monotonic()
         if lead is not None:
@@ -186,11 +208,11 @@ class _Lead:
             self.unheard.remove(row)
 
 
-def _heed_notices(lead: _Lead | None, device: torch.device) -> None:
+def _heed_notices(lead: _Lead | None, place: Place) -> None:
     """What only worker 0 knows and all must act on at the same step."""
-    stop, look = distributed.any_worker(lead.notices() if lead else [False, False], device)
+    stop, look = distributed.any_worker(lead.notices() if lead else [False, False], place.device)
     if look:
-        preemption = ray.train.get_preemption_info()
+        preemption = place.preemption()
         if lead is not None:
             lead.heed(preemption)
     if stop:
