@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from icre import config
+from icre.errors import NotFiniteError
 from icre.training import compute
 from icre.training.optimizer import build_optimizer
 from icre.training.step import Batch, train_step
@@ -36,7 +38,8 @@ def probe(recipe: config.Recipe, classes: int) -> Probe:
     seconds: list[float] = []
     while len(seconds) < PROBE_STEPS and (not seconds or seconds[-1] < LONG_STEP_S):
         started = time.perf_counter()
-        train_step(network, optimizer, batch, recipe=one, epoch=0, scaler=scaler)  # waits for the device at its end
+        with suppress(NotFiniteError):  # the recipe's own point may diverge where others do not
+            train_step(network, optimizer, batch, recipe=one, epoch=0, scaler=scaler)  # waits for the device at its end
         seconds.append(time.perf_counter() - started)
     tensors = [*network.state_dict().values(), *_tensors(optimizer.state_dict())]
     return Probe(min(seconds), sum(tensor.nbytes for tensor in tensors))

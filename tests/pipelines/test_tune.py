@@ -244,6 +244,10 @@ def test_the_probe_measures_a_step_and_the_size_of_what_is_kept(recipes: Recipes
     assert abs(measured.checkpoint_bytes - 3 * weights - buffers) < 0.01 * weights
 
 
+def test_the_probe_measures_a_recipe_that_diverges(recipes: Recipes) -> None:
+    assert probe(recipes("optimizer.lr=1.0e+30", "optimizer.backbone_lr=1.0e+30"), classes=5).step_s > 0
+
+
 def test_icre_tune_needs_no_word_for_its_main_verb(recipes: Recipes, tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(recipes(RATES).to_yaml())
