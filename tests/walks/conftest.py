@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.walks.commands import block_with
-from tests.walks.walking import Ended, Folder, Running, plain_environment, write_recipes
+from tests.walks.walking import SAME_ARITHMETIC, Ended, Folder, Running, plain_environment, write_recipes
 
 Folders = Callable[[str], Folder]
 
@@ -42,7 +42,9 @@ def road(folders: Folders) -> Road:
     folder = folders("road")
     assert not any(Path(folder.path).iterdir())
     write_recipes(folder.path)
-    told = {}
+    plain, told = folder.environment, {}
+    folder.environment = plain | SAME_ARITHMETIC
     for words in block_with("icre synthesize --config configs/demo.yaml"):
         told[words[1]] = folder.run(*words)
+    folder.environment = plain
     return Road(folder, told)

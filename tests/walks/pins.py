@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.walks.commands import block_with
-from tests.walks.walking import Folder, plain_environment, write_recipes
+from tests.walks.walking import SAME_ARITHMETIC, Folder, plain_environment, write_recipes
 
 FILE = Path(__file__).with_name("pins.json")
 NEEDED = ("synthesize", "prepare", "train", "evaluate")
@@ -58,8 +58,13 @@ print(digest.hexdigest())
 
 
 def fingerprint(folder: Folder) -> str:
-    """Of this processor and its libraries, in the environment of the walks."""
-    return folder.run("python", "-c", PLAIN).last_line
+    """Of this processor and its libraries, in the environment in which the numbers are pinned."""
+    before = folder.environment
+    folder.environment = before | SAME_ARITHMETIC
+    try:
+        return folder.run("python", "-c", PLAIN).last_line
+    finally:
+        folder.environment = before
 
 
 def images(folder: Folder) -> str:
@@ -81,7 +86,8 @@ def main() -> None:
     """Walk the road in an empty folder and write the numbers."""
     with tempfile.TemporaryDirectory(prefix="icre-pins-") as scratch:
         (base := Path(scratch) / "logs").mkdir()
-        folder = Folder(Path(scratch) / "road", plain_environment(Path(scratch) / "cache"), base, started := [])
+        environment = plain_environment(Path(scratch) / "cache") | SAME_ARITHMETIC
+        folder = Folder(Path(scratch) / "road", environment, base, started := [])
         try:
             write_recipes(folder.path)
             for words in block_with("icre synthesize --config configs/demo.yaml"):

@@ -29,11 +29,11 @@ LIMIT_S = 500.0
 """No command of a walk takes longer, even where the machine is busy."""
 MARK = "ICRE_WALK"
 """In the environment of a command and of everything that it starts, so that all of it can be ended."""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 SAME_ARITHMETIC = {
-    # One thread and the instructions that any x86-64 has: sums are added up in the same order everywhere.
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
+    # With one thread, and the instructions that any x86-64 has, sums are added up in the same order everywhere. That is
+    # slow: only what is pinned, or compared with it, is made so.
+    **ONE_THREAD,
     "MKL_CBWR": "COMPATIBLE",
     "ATEN_CPU_CAPABILITY": "default",
     "ONEDNN_MAX_CPU_ISA": "SSE41",
@@ -293,11 +293,11 @@ def until(condition: Callable[[], Any], command: Running) -> None:
 
 
 def plain_environment(cache: Path) -> dict[str, str]:
-    """This process' environment without what others exported, with :data:`SAME_ARITHMETIC`."""
+    """This process' environment without what others exported, with one thread."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(OF_OTHERS)}
     return {
         **own,
-        **SAME_ARITHMETIC,
+        **ONE_THREAD,
         # Where copies of data sets are kept. By default it is the temporary folder, which nobody would clean here.
         "ICRE_CACHE": str(cache),
         # Ray's watch for nodes that are taken away is one process more in each training; tests/test_chaos.py has it.
