@@ -57,7 +57,7 @@ test-method: .venv-method/.installed ## The method's tests where Ray is not inst
 .lint-method: lint
 	@$(MAKE) --no-print-directory test-method
 .cluster:
-	+$(PYTEST) -n 2 --ignore=tests/icre
+	+$(PYTEST) -n 2 --no-loadscope-reorder --ignore=tests/icre
 .road:
 	+$(PYTEST) tests/walks/test_road.py
 
