@@ -132,6 +132,8 @@ class Running:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                # A shell's background job is deaf to Ctrl-C, and so is all that it starts.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property
