@@ -33,7 +33,7 @@ class Outcome:
     error: str | None = None
     hint: str = ""
     exit_code: int = 1
-    """Of a training that failed: 2 if its user can mend it."""
+    """Exit code of a training that failed: 2 if its user can mend the reason."""
 
     @property
     def reached(self) -> Mapping[str, float] | None:

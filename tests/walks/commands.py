@@ -21,7 +21,7 @@ def texts() -> dict[str, str]:
 
 @cache
 def blocks() -> list[list[tuple[str, ...]]]:
-    """Of each fenced block its commands, as words; comments are gone, continued lines are one."""
+    """The commands of each fenced block, as words; comments are gone, continued lines are one."""
     found = []
     for text in texts().values():
         for block in re.findall(r"^```[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):

@@ -58,7 +58,7 @@ print(digest.hexdigest())
 
 
 def fingerprint(folder: Folder) -> str:
-    """Of this processor and its libraries, in the environment in which the numbers are pinned."""
+    """Hash of a plain torch computation on this machine, in the environment in which the numbers are pinned."""
     before = folder.environment
     folder.environment = before | SAME_ARITHMETIC
     try:

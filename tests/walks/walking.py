@@ -89,7 +89,7 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "sysu-sgd": {"data": {"split": {"val": 0.0}}, "batch": {"identities": 2}},
 }
-"""By recipe, what differs from :data:`SMALL`."""
+"""Settings of single recipes that differ from :data:`SMALL`."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Ended:
 
     @property
     def last_line(self) -> str:
-        """Of standard output."""
+        """The last line of standard output."""
         return self.out.rstrip().rpartition("\n")[2]
 
     def is_a_mistake_that_can_be_mended(self) -> bool:
@@ -216,7 +216,7 @@ class Training:
 
     @property
     def state(self) -> str:
-        """Of status.json."""
+        """The state in status.json."""
         return str(json.loads((self.path / "status.json").read_text())["state"])
 
     @property
