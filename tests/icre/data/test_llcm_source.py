@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_trees import add_junk, assert_stops, at_awkward_roots, touch
 
 from icre.data.records import MODALITIES, Modality, Record
 from icre.data.sources import llcm
 from icre.errors import ProtocolError
 from icre.evaluation.draws import trials
 from icre.evaluation.protocols import FIXED
+from tests.icre.data.image_trees import add_junk, assert_stops, at_awkward_roots, touch
 
 TRAIN, TEST = [1, 4, 713], [351, 3, 70, 1000]
 SHORT: dict[Modality, str] = {"visible": "vis", "infrared": "nir"}

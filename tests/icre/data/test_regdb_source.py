@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_trees import add_junk, assert_stops, at_awkward_roots
-from regdb_tree import build_regdb, half, images
 
 from icre.data.records import MODALITIES, Modality, Record
 from icre.data.sources import regdb
 from icre.errors import ProtocolError
+from tests.icre.data.image_trees import add_junk, assert_stops, at_awkward_roots
+from tests.icre.data.regdb_tree import build_regdb, half, images
 
 
 def build(root: Path) -> None:

@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from image_trees import add_junk, assert_stops, at_awkward_roots, touch
 from scipy.io import savemat
 
 from icre.data.records import Record
@@ -17,6 +16,7 @@ from icre.data.sources.sysu import Mode
 from icre.errors import ProtocolError
 from icre.evaluation.draws import trials
 from icre.evaluation.protocols import FIXED
+from tests.icre.data.image_trees import add_junk, assert_stops, at_awkward_roots, touch
 
 TRAIN, VAL, TEST = [11, 2], [5], [17, 6, 108, 21, 10, 25]
 CAMERAS = {"all": [1, 2, 4, 5], "indoor": [1, 2]}

@@ -22,8 +22,7 @@ from icre.evaluation import (
 )
 from icre.evaluation.draws import trials
 from icre.evaluation.protocols import FIXED, for_validation
-
-from .reference import reference_ranking
+from tests.icre.evaluation.reference import reference_ranking
 
 METRICS = ["rank1", "rank5", "rank10", "rank20", "mAP", "mINP"]
 

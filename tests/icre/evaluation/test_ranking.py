@@ -19,8 +19,7 @@ from icre.evaluation import (
 )
 from icre.evaluation.inputs import encode_labels
 from icre.evaluation.scores import match_labels, score_matching, summarise
-
-from .reference import reference_ranking
+from tests.icre.evaluation.reference import reference_ranking
 
 RULES = ("none", "same_camera", "sysu")
 UNITS = ("image", "identity")

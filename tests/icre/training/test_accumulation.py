@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny_training import Pixels, everything_in, tiny_network, tiny_recipe
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +18,7 @@ from icre.training import compute, distributed
 from icre.training.accumulation import backward_of_parts, outputs_of_parts
 from icre.training.optimizer import build_optimizer
 from icre.training.step import Batch, augmented, loss_terms, train_step
+from tests.icre.training.tiny_training import Pixels, everything_in, tiny_network, tiny_recipe
 
 STEPS = 2
 LOSSES: dict[str, dict[str, Any]] = {

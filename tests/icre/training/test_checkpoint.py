@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import CLASSES, take_steps, tiny_network, tiny_recipe
 
 from icre.config import Recipe
 from icre.errors import WeightsError
@@ -27,6 +26,7 @@ from icre.training.checkpoint import (
     write_checkpoint,
 )
 from icre.training.optimizer import build_optimizer, set_learning_rate
+from tests.icre.training.tiny_training import CLASSES, take_steps, tiny_network, tiny_recipe
 
 ADAM = {"name": "adam", "lr": 1e-3, "backbone_lr": 1e-3}
 PROGRESS = Progress(step=2, best_metric=0.1 + 0.2, best_step=1)

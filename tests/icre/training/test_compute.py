@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import CLASSES, Pixels, everything_in, take_steps, tiny_network, tiny_recipe
 from torch import Tensor, nn
 
 from icre.config import Recipe
@@ -30,6 +29,7 @@ from icre.training.checkpoint import (
 )
 from icre.training.optimizer import build_optimizer
 from icre.training.step import train_step
+from tests.icre.training.tiny_training import CLASSES, Pixels, everything_in, take_steps, tiny_network, tiny_recipe
 
 CPU = torch.device("cpu")
 
@@ -253,7 +253,7 @@ BROKEN = """
 import warnings
 import torch
 from icre.training import compute
-from tiny_training import take_steps, tiny_network, tiny_recipe
+from tests.icre.training.tiny_training import take_steps, tiny_network, tiny_recipe
 from icre.training.optimizer import build_optimizer
 torch.set_num_threads(1)
 recipe = tiny_recipe(compute={"compile": True})
@@ -269,12 +269,11 @@ print(take_steps(network, build_optimizer(network, recipe.optimizer), recipe, ra
 
 def test_a_broken_compiler_is_named_and_training_goes_on(tmp_path: Path) -> None:
     compiler = str(tmp_path / "no-such-compiler")
-    paths = [str(Path(compute.__file__).parents[2]), str(Path(__file__).parent)]
     environment = {
         **os.environ,
         "CXX": compiler,
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONPATH": str(Path(__file__).parents[3]),
     }
     done = subprocess.run([sys.executable, "-c", BROKEN], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

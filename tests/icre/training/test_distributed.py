@@ -14,12 +14,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tiny_training import everything_in, take_steps, tiny_network, tiny_recipe
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from icre.training import distributed
 from icre.training.optimizer import build_optimizer
+from tests.icre.training.tiny_training import everything_in, take_steps, tiny_network, tiny_recipe
 
 STEPS = 3
 WORLDS = (2, 3, 4)  # three take 2, 1 and 1 of the four identities of a batch

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_training import tiny_network, tiny_recipe
 from torch import nn
 
 from icre import config
 from icre.model.network import ICRENetwork
 from icre.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from tests.icre.training.tiny_training import tiny_network, tiny_recipe
 
 SGD = config.Schedule()
 ADAM = config.Schedule(warmup_epochs=0, milestones=(80, 120))

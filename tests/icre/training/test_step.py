@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import Pixels, take_steps, tiny_network, tiny_recipe
 from torch import Tensor, nn
 
 from icre.config import Recipe
@@ -15,6 +14,7 @@ from icre.losses.icg import icg_loss
 from icre.losses.triplet import batch_hard_triplet
 from icre.training.optimizer import build_optimizer
 from icre.training.step import augmentation_spec, train_step
+from tests.icre.training.tiny_training import Pixels, take_steps, tiny_network, tiny_recipe
 
 PLAIN = {"pad": 0, "flip": 0, "erase": 0, "grayscale": 0, "channel_exchange": 0}
 

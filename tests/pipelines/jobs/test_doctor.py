@@ -25,8 +25,7 @@ from pipelines.checkup import machine, nodes, storing
 from pipelines.checkup.finding import Finding
 from pipelines.jobs.server import JobServer
 from pipelines.storage import Storage
-
-from .conftest import Icre
+from tests.pipelines.jobs.conftest import Icre
 
 ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30

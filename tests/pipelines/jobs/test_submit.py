@@ -22,8 +22,7 @@ from cluster.local.ray_cluster import LocalCluster
 from pipelines.jobs.following import exit_code, follow, known
 from pipelines.jobs.server import JobServer, connect
 from pipelines.jobs.upload import survey
-
-from .conftest import PLANTED, Icre
+from tests.pipelines.jobs.conftest import PLANTED, Icre
 
 ROOT = Path(__file__).resolve().parents[3]
 
