@@ -28,12 +28,12 @@ from benchmarks.chaos_runs import TIMES
 from cluster.local.programs import kill_all
 from cluster.local.ray_cluster import LocalCluster
 from icre import config
-from pipelines.runs import Run
+from pipelines.experiments.outcomes import outcomes_of
+from pipelines.experiments.plan import listed_trials
+from pipelines.experiments.sweep import sweep_of
+from pipelines.experiments.trial import Sweep
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
-from pipelines.tuning.outcomes import outcomes_of
-from pipelines.tuning.plan import listed_trials
-from pipelines.tuning.sweep import sweep_of
-from pipelines.tuning.trial import Sweep
 
 NAME = "broken"
 CALM, BROKEN = "undisturbed", "broken"

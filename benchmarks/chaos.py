@@ -33,7 +33,7 @@ from benchmarks.chaos_runs import (
     using,
     weights_off,
 )
-from pipelines.runs import Run
+from pipelines.runs.run import Run
 
 Scenario = Callable[[Stage, Run], Outcome]
 

@@ -23,8 +23,8 @@ from cluster.local.ray_cluster import LocalCluster, Node
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
 from pipelines.data import ingest
-from pipelines.runs import Run
-from pipelines.session import Demand, ray_session
+from pipelines.runs.run import Run
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.storage import Storage
 
 WAIT_S = 240.0

@@ -21,10 +21,10 @@ import torch
 
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
-from pipelines import prepare
-from pipelines.embed import embed
-from pipelines.runs import UNTRAINED
-from pipelines.session import Demand, ray_session
+from pipelines.data import prepare
+from pipelines.evaluation.embed import embed
+from pipelines.runs.run import UNTRAINED
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.training import launch
 
 

@@ -34,7 +34,7 @@ from pipelines.data import ingest
 from pipelines.data.caches import EncodedCache
 from pipelines.data.feed import Feed
 from pipelines.data.prepared import PreparedData
-from pipelines.session import Demand, ray_session
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.storage import Storage
 
 WARM_UP_STEPS = 50

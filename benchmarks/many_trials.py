@@ -26,12 +26,12 @@ from ray import tune
 
 from cluster.local.object_store import ObjectStore
 from icre import config
-from pipelines.session import Demand, ray_session
+from pipelines.experiments import engine
+from pipelines.experiments.plan import listed_trials
+from pipelines.experiments.sweep import sweep_of
+from pipelines.experiments.trial import Sweep
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.storage import Storage
-from pipelines.tuning import engine
-from pipelines.tuning.plan import listed_trials
-from pipelines.tuning.sweep import sweep_of
-from pipelines.tuning.trial import Sweep
 
 SPACE = "tune.space={optimizer.lr: {low: 1.0e-5, high: 1.0e-1, log: true}, loss.icg.weight: {low: 0.1, high: 3.0}}"
 

@@ -23,8 +23,8 @@ from typing import Any
 import ray
 
 from icre import config
-from pipelines.runs import Run
-from pipelines.session import Demand, ray_session
+from pipelines.runs.run import Run
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.storage import Storage
 from pipelines.telemetry.telemetry import Telemetry
 

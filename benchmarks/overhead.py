@@ -37,11 +37,11 @@ from icre.training.step import train_step
 from pipelines.data import ingest
 from pipelines.data.feed import Feed
 from pipelines.data.prepared import open_data
-from pipelines.networks import initial_network
-from pipelines.session import Demand, ray_session
+from pipelines.runs.networks import initial_network
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.training import execution, launch
-from pipelines.training.trainer import train_worker
-from pipelines.training.worker import Worker
+from pipelines.training.trainer import Worker
+from pipelines.training.worker_loop import train_worker
 
 HEIGHT, WIDTH = 96, 48
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import time
 from benchmarks.chaos_runs import Command, Stage, metrics_off, stage, undisturbed, using, weights_off
 from cluster.local.namespaces import Network
 from cluster.local.ray_cluster import LocalCluster
-from pipelines.runs import Run
+from pipelines.runs.run import Run
 
 # What the head takes for dead after about 5 s; of its own it waits for half a minute.
 SHORT_CHECKS = {

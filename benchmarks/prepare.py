@@ -38,7 +38,7 @@ from PIL import Image
 from icre import config
 from icre.data.synthetic import MODALITIES, SyntheticSpec, render_image
 from pipelines.data import ingest
-from pipelines.session import Demand, ray_session
+from pipelines.runtime.session import Demand, ray_session
 
 QUALITY = 95
 PICTURES = 32

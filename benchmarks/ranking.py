@@ -29,11 +29,11 @@ from torch import Tensor
 
 from benchmarks.step import median_seconds
 from icre.data.records import Record
-from icre.evaluation.draws import trials
-from icre.evaluation.inputs import Labels
+from icre.evaluation.gallery_sampling import trials
+from icre.evaluation.labels import Labels
+from icre.evaluation.protocol_runner import run_protocol, side_labels
 from icre.evaluation.protocols import DIRECTIONS, FIXED, INFRARED_TO_VISIBLE, Protocol
 from icre.evaluation.ranking import cosine_distance
-from icre.evaluation.runs import run_protocol, side_labels
 from icre.evaluation.scores import QueryScores, RankingResult, match_labels, query_chunks, score_matching, summarise
 
 Codes = NDArray[np.int64]

@@ -23,11 +23,12 @@ from typing import Any
 
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
-from pipelines import prepare, retrain
-from pipelines.registry.registry import Registry
+from pipelines import retrain
+from pipelines.data import prepare
 from pipelines.retraining import judge
 from pipelines.retraining.challenger import run_of
-from pipelines.session import Demand, ray_session
+from pipelines.retraining.registry import Registry
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.storage import Storage
 from pipelines.training import execution
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from cluster.local.ray_cluster import LocalCluster
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
-from pipelines import prepare
-from pipelines.session import Demand, ray_session
+from pipelines.data import prepare
+from pipelines.runtime.session import Demand, ray_session
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = [

@@ -22,13 +22,13 @@ from typing import Any
 from ray import tune
 
 from icre import config
-from pipelines import prepare, series, synthesize
-from pipelines.runs import Run, runs
+from pipelines.data import prepare, synthesize
+from pipelines.experiments import engine, runner, searchers
+from pipelines.experiments.outcomes import outcomes_of
+from pipelines.experiments.plan import listed_trials
+from pipelines.experiments.sweep import begin, sweep_of
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
-from pipelines.tuning import choosing, engine
-from pipelines.tuning.outcomes import outcomes_of
-from pipelines.tuning.plan import listed_trials
-from pipelines.tuning.sweep import begin, sweep_of
 
 RECIPE = """
 data: {{name: people, root: {folder}/images, height: 64, width: 32, shard_mib: 1, split: {{file: split.json}},
@@ -59,7 +59,7 @@ def main() -> None:
         sizes = [f"train.epochs={options.epochs}", f"train.steps_per_epoch={options.steps}"]
         recipe = config.load_recipe(folder / "recipe.yaml", [*sizes, f"tune.trials={options.trials}"])
         synthesize.run(recipe)
-        with series.session_for(recipe, Storage(folder / "session"), at_once=engine.local_room(recipe)):
+        with runner.session_for(recipe, Storage(folder / "session"), at_once=engine.local_room(recipe)):
             data = prepare.run(recipe)
             rows = [_measure(recipe, data, seed) for seed in range(options.seeds)]
     for row in rows:
@@ -81,7 +81,7 @@ def _measure(recipe: config.Recipe, data: Any, seed: int) -> dict[str, Any]:
     wall_s = time.monotonic() - start
     outcomes = outcomes_of(sweep)
     steps_s = sum(outcome.seconds for outcome in outcomes)
-    curves = [_curve(Run(runs(Storage(recipe.storage)) / outcome.run)) for outcome in outcomes]
+    curves = [_curve(Run.named(recipe.storage, outcome.run)) for outcome in outcomes]
     epochs, best = _played_back(recipe, curves, at_once)
     return {
         "seed": seed,
@@ -115,7 +115,7 @@ def _played_back(recipe: config.Recipe, curves: list[list[float]], at_once: int)
         results = tune.Tuner(
             tune.with_resources(play, engine.TRIAL),
             param_space={"number": tune.grid_search(list(range(len(curves))))},
-            tune_config=tune.TuneConfig(scheduler=choosing.scheduler_of(asked), max_concurrent_trials=at_once),
+            tune_config=tune.TuneConfig(scheduler=searchers.scheduler_of(asked), max_concurrent_trials=at_once),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         ).fit()
         ended = [result.metrics for result in results if result.metrics]

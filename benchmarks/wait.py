@@ -18,7 +18,7 @@ from typing import Any
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
 from pipelines.data import ingest
-from pipelines.session import Demand, ray_session
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.training import execution, launch
 
 WARM_UP_STEPS = 3

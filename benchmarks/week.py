@@ -43,9 +43,9 @@ from cluster.local.programs import kill_all
 from cluster.local.ray_cluster import LocalCluster
 from cluster.monitoring.servers import Monitoring
 from icre.data.synthetic import SyntheticSpec, generate
-from pipelines.registry.lease import holder
-from pipelines.registry.registry import Registry
-from pipelines.runs import Run
+from pipelines.retraining.registry import Registry
+from pipelines.runs.lease import holder
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]

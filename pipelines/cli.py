@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipelines.command import new_app, run_app
+from pipelines.runtime.command import new_app, run_app
 from pipelines.verbs import VERBS, command_of
 
 

@@ -6,11 +6,14 @@ import tempfile
 from pathlib import Path
 
 from icre import config
-from pipelines import evaluate, prepare, report, synthesize, train
-from pipelines.command import ConfigFile, DryRun, Overrides, Verbose, read_recipe, run_command, say
+from pipelines import report, train
+from pipelines.data import prepare, synthesize
+from pipelines.evaluation import evaluate
 from pipelines.reporting.metric_table import metric_table_markdown
-from pipelines.runs import UNTRAINED, Run
-from pipelines.session import Demand, ray_session, upload_logs
+from pipelines.runs.run import UNTRAINED, Run
+from pipelines.runtime.command import ConfigFile, DryRun, Overrides, Verbose, read_recipe, run_command
+from pipelines.runtime.console import say
+from pipelines.runtime.session import Demand, ray_session, upload_logs
 from pipelines.training import execution, launch
 
 DEFAULT = Path("configs/demo.yaml")

@@ -17,16 +17,18 @@ from rich.console import Console
 
 from icre import config
 from icre.errors import IcreError
-from pipelines.checkup import machine, nodes, storing
-from pipelines.checkup.finding import Finding, reported, table
-from pipelines.command import ConfigFile, Overrides, read_recipe, run_command, say
-from pipelines.jobs.following import exit_code, follow
+from pipelines.checks import machine, nodes, storage_checks
+from pipelines.checks.result import Finding, reported, table
+from pipelines.jobs.entrypoint import Work, check_paths
+from pipelines.jobs.job_logs import exit_code, follow
 from pipelines.jobs.server import ADDRESS_VARIABLES, JobServer, connect
+from pipelines.jobs.submission import new_name, submit
 from pipelines.jobs.upload import survey
-from pipelines.jobs.verb import Work, check_paths
-from pipelines.session import Demand, ray_session
+from pipelines.runtime.command import ConfigFile, Overrides, read_recipe, run_command
+from pipelines.runtime.console import say
+from pipelines.runtime.session import Demand, ray_session
 from pipelines.storage import Storage
-from pipelines.submit import Address, WorkingDir, new_name, submit
+from pipelines.submit import Address, WorkingDir
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: ok, and every finding.")]
 FromInside = Annotated[
@@ -70,8 +72,8 @@ def _here(recipe: config.Recipe, storage: Storage) -> list[Finding]:
         *machine.check_machine(machine.read_pins(), gpus=wanted),
         machine.free_ports(),
         *nodes.token_file(),
-        *reported("storage", storing.RULE, lambda: storing.check_storage(storage)),
-        *reported("clock", "within seconds of the store's", lambda: storing.clock(storage)),
+        *reported("storage", storage_checks.RULE, lambda: storage_checks.check_storage(storage)),
+        *reported("clock", "within seconds of the store's", lambda: storage_checks.clock(storage)),
     ]
 
 

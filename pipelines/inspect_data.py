@@ -20,11 +20,12 @@ from icre.data import images
 from icre.data.records import MODALITIES, SPLITS, Record
 from icre.errors import UserError
 from icre.figures import ContactRow, Tile, contact_sheet
-from pipelines.command import ConfigFile, Overrides, new_app, read_recipe, run_command, say
+from pipelines.data.catalog import count
+from pipelines.data.prepare import describe_counts
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.data.survey import count
-from pipelines.prepare import describe_counts
 from pipelines.reporting.metric_table import SYNTHETIC, markdown_line
+from pipelines.runtime.command import ConfigFile, Overrides, new_app, read_recipe, run_command
+from pipelines.runtime.console import say
 from pipelines.storage import Storage
 
 EXAMPLES = 3

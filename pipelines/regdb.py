@@ -2,49 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from icre import config
-from icre.ablation import Spread
 from icre.data.sources.regdb import TRIALS
-from icre.errors import ConfigError, TrainingError
-from pipelines import prepare, runs, series
-from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
-from pipelines.data.prepared import open_data
-from pipelines.data.survey import survey
-from pipelines.reporting.metric_table import SYNTHETIC, describe_protocol, markdown_line, percent, summary_of, words
-from pipelines.runs import Run
+from icre.errors import TrainingError
+from pipelines.experiments import runner
+from pipelines.experiments.regdb import describe, plan, run
+from pipelines.runs.run import runs_of
+from pipelines.runtime.command import ConfigFile, DryRun, Overrides, read_recipe, run_command
 from pipelines.storage import Storage
-
-METRICS = {"rank1": "Rank-1", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
 
 Trials = Annotated[
     list[int] | None,
     typer.Option("--trials", help="A split, 1 to 10; may be repeated. None: all ten, as published numbers have it."),
 ]
-
-
-@dataclass(frozen=True)
-class Split:
-    """One of RegDB's splits: its own prepared data set, and one training."""
-
-    trial: int
-    recipe: config.Recipe
-    run: Run
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A split's row: what ``icre evaluate`` wrote, or why there is nothing."""
-
-    trial: int
-    run: str
-    result: Mapping[str, Any] | None = None
-    failure: str | None = None
 
 
 def command(
@@ -60,10 +33,10 @@ def command(
     if dry_run:
         print(recipe.to_yaml())
         for split in splits:
-            print(_describe(split))
-        print(f"\nwould write: {len(splits)} runs in {runs.runs(Storage(recipe.storage)).url}, {folder.url}")
+            print(describe(split))
+        print(f"\nwould write: {len(splits)} runs in {runs_of(Storage(recipe.storage)).url}, {folder.url}")
         return
-    with series.session_for(recipe, folder):
+    with runner.session_for(recipe, folder):
         markdown = run(splits, folder)
     print(f"\n{markdown}\n\n{(folder / 'table.md').url}")
     if failed := [split.run.name for split in splits if split.run.state == "failed"]:
@@ -71,110 +44,6 @@ def command(
             f"{len(failed)} of {len(splits)} trainings failed: {', '.join(failed)}",
             hint="the reasons are below the table; the same command trains them on",
         )
-
-
-def plan(recipe: config.Recipe, trials: Sequence[int]) -> list[Split]:
-    """The trainings of ``trials``, each once and in order. ConfigError for a recipe that is not RegDB's."""
-    source, asked = recipe.data.source, recipe.data.trial
-    if source != "regdb":
-        raise ConfigError(
-            f"data.source={source}: only regdb has numbered splits",
-            hint="set data.source=regdb, or train one split of this data set with `icre train`",
-        )
-    if asked != TRIALS[0]:
-        raise ConfigError(
-            f"data.trial={asked} with `icre regdb`, which trains several splits",
-            hint=f"leave it out, and choose splits with --trials {asked}",
-        )
-    if unknown := sorted(set(trials) - set(TRIALS)):
-        raise ConfigError(f"--trials {unknown}: RegDB has no such split", hint=f"its splits are {list(TRIALS)}")
-    return [_split(recipe, trial) for trial in sorted(set(trials))]
-
-
-def run(splits: Sequence[Split], folder: Storage) -> str:
-    """Prepare and run ``splits`` inside an open Ray session; the table, written anew after each of them."""
-    for split in splits:  # before the first training, so that a mistake in the tenth is not found days later
-        data = prepare.run(split.recipe) if split.recipe.data.root is not None else open_data(split.recipe)
-        series.check_reusable(split.run, split.recipe, data)
-    entries: list[Entry] = []
-    markdown = ""
-    for number, split in enumerate(splits, start=1):
-        say(f"regdb: {number} of {len(splits)}: split {split.trial}")
-        entries.append(_entry(split))
-        markdown = table_markdown(entries)
-        (folder / "results.json").write_json(_results(entries))
-        (folder / "table.md").write_text(markdown + "\n")
-    return markdown
-
-
-def table_markdown(entries: Sequence[Entry]) -> str:
-    """Markdown: a row a split, then the mean over those that have a result."""
-    failures = [f"{entry.run} failed: {entry.failure}" for entry in entries if entry.failure is not None]
-    evaluated = [entry for entry in entries if entry.result is not None]
-    spreads = _spreads(entries)
-    if not evaluated:
-        return "\n".join(["No run has a result.", *failures])
-    head = ["Split", *(f"{words(direction)}: {METRICS[metric]}" for direction, metric in spreads)]
-    lines = [markdown_line(head), markdown_line(["---", *["---:"] * len(spreads)])]
-    for entry in entries:
-        cells = [percent(_mean(entry.result, *key)) if entry.result is not None else "-" for key in spreads]
-        lines.append(markdown_line([str(entry.trial) + (" (failed)" if entry.result is None else ""), *cells]))
-    means = [percent(spread.mean, spread.std) for spread in spreads.values()]
-    lines.append(markdown_line([f"mean of {len(evaluated)}", *means]))
-    first = evaluated[0].result or {}
-    notes = [
-        "Percent; ± in the last row is the sample standard deviation over the splits. Published numbers are means over "
-        f"all {len(TRIALS)}.",
-        f"Split {evaluated[0].trial}, and the others like it: {describe_protocol(first)}",
-    ]
-    notes += [SYNTHETIC] if first["synthetic"] else []
-    return "\n".join(lines) + "\n\n" + "\n\n".join([*notes, *failures])
-
-
-def _split(recipe: config.Recipe, trial: int) -> Split:
-    name = f"{recipe.name}-trial{trial}"
-    own = config.override(recipe, [f"data.name={recipe.data.name}-{trial}", f"data.trial={trial}"], where=name)
-    return Split(trial, own, Run(runs.runs(Storage(recipe.storage)) / name))
-
-
-def _entry(split: Split) -> Entry:
-    """One split's result; a training that failed is an entry that says why, and the others go on."""
-    name = split.run.name
-    try:
-        return Entry(split.trial, name, result=series.result_of(split.run, split.recipe))
-    except TrainingError as error:
-        say(f"regdb: {name} failed: {error.message}")
-        return Entry(split.trial, name, failure=error.message)
-
-
-def _spreads(entries: Sequence[Entry]) -> dict[tuple[str, str], Spread]:
-    """Mean and standard deviation over the splits, by direction and metric."""
-    results = [entry.result for entry in entries if entry.result is not None]
-    directions = results[0]["directions"] if results else []
-    keys = [(direction, metric) for direction in directions for metric in METRICS]
-    return {key: Spread.of([_mean(result, *key) for result in results]) for key in keys}
-
-
-def _mean(result: Mapping[str, Any], direction: str, metric: str) -> float:
-    """Over the gallery draws of one split, in [0, 1]."""
-    return float(result["directions"][direction]["mean"][metric])
-
-
-def _results(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Plain JSON types: every split, and the means over them."""
-    over_splits: dict[str, dict[str, Any]] = {}
-    for (direction, metric), spread in _spreads(entries).items():
-        over_splits.setdefault(direction, {})[metric] = vars(spread)
-    splits = [vars(entry) | {"result": None if entry.result is None else summary_of(entry.result)} for entry in entries]
-    return {"splits": splits, "over_splits": over_splits}
-
-
-def _describe(split: Split) -> str:
-    line = f"{split.run.name} ({split.run.state or 'new'}): data set {split.recipe.data.name}"
-    if split.recipe.data.root is None:
-        return line
-    counts = survey(split.recipe).counts()
-    return f"{line}, " + ", ".join(f"{row['identities']} {name}" for name, row in counts.items()) + " identities"
 
 
 if __name__ == "__main__":

@@ -8,18 +8,18 @@ from typing import Annotated
 import typer
 
 from icre.errors import DataError
-from pipelines import runs
-from pipelines.command import ConfigFile, DryRun, Overrides, read_recipe, run_command, say
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.features import kept_features, model_hash
-from pipelines.measure import SPLIT
-from pipelines.networks import load_network
-from pipelines.progress import progress
+from pipelines.evaluation.features import kept_features, model_hash
+from pipelines.evaluation.measure import SPLIT
+from pipelines.reporting.figure_export import Plates
 from pipelines.reporting.metric_table import BEST
 from pipelines.reporting.pictures import Examples, Model, Picture, pictures
-from pipelines.reporting.plates import Plates
 from pipelines.reporting.report_page import RunContent, render
-from pipelines.runs import UNTRAINED, Run
+from pipelines.runs.networks import load_network
+from pipelines.runs.run import UNTRAINED, Run, open_run
+from pipelines.runtime.command import ConfigFile, DryRun, Overrides, read_recipe, run_command
+from pipelines.runtime.console import say
+from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
 
 RunNames = Annotated[
@@ -38,7 +38,7 @@ def command(
 ) -> None:
     """Write report/index.html of the first run, beside any number of others, and its figures as PNG and PDF."""
     recipe = read_recipe(config_file, overrides)
-    found = [runs.open_run(Storage(recipe.storage), name) for name in dict.fromkeys(names)]
+    found = [open_run(Storage(recipe.storage), name) for name in dict.fromkeys(names)]
     if dry_run:
         for run in found:
             evaluated = ", ".join(_evaluated(run)) or "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from icre import config
-from pipelines.command import ConfigFile, Overrides, new_app
+from pipelines.runtime.command import ConfigFile, Overrides, new_app
 
 app = new_app(summary="Show the resolved recipe, or the schema of every key.")
 

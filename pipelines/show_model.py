@@ -10,7 +10,7 @@ import typer
 
 from icre import config
 from icre.model.complexity import Complexity, Cost, component_grid
-from pipelines.command import ConfigFile, Overrides, read_recipe, run_command
+from pipelines.runtime.command import ConfigFile, Overrides, read_recipe, run_command
 
 SYSU_MM01_CLASSES = 395
 """Training identities of SYSU-MM01, for which the published networks of the field are sized."""

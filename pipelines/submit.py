@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import secrets
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +11,14 @@ import typer
 import yaml
 
 from icre.errors import UserError
-from pipelines.command import new_app, run_app, say
 from pipelines.jobs import manifest
-from pipelines.jobs.following import exit_code, follow, known
-from pipelines.jobs.server import ClusterError, JobServer, connect, version_warnings
+from pipelines.jobs.entrypoint import Work, check_paths, read_work
+from pipelines.jobs.job_logs import exit_code, follow, known
+from pipelines.jobs.server import JobServer, connect, version_warnings
+from pipelines.jobs.submission import new_name, submit
 from pipelines.jobs.upload import LIMIT, Upload, mib, survey
-from pipelines.jobs.verb import Work, check_paths, read_work
+from pipelines.runtime.command import new_app, run_app
+from pipelines.runtime.console import say
 
 CONTEXT = {"allow_interspersed_args": False}
 """What follows the verb is the verb's own."""
@@ -91,38 +91,6 @@ def command(
     raise typer.Exit(_until_the_end(server, name))
 
 
-def submit(server: JobServer, work: Work, name: str, upload: Upload) -> bool:
-    """Upload and start the job ``name``; False if it was there before. Raises UserError if that is another job."""
-    if _is_there(server, name, work):
-        return False
-    try:
-        server.client.submit_job(
-            entrypoint=work.entrypoint, submission_id=name, runtime_env={"working_dir": str(upload.folder)}
-        )
-    except (RuntimeError, OSError, ValueError) as error:
-        # Another submission of the same name, or our own whose answer got lost, may have come first.
-        if not _is_there(server, name, work):
-            raise ClusterError(
-                f"{server.address} did not take the job: {str(error).strip().splitlines()[-1]}",
-                hint="`icre doctor --address …` looks closer",
-            ) from error
-        return False
-    say(f"submit: job {name}, {mib(upload.size)} of code: {server.address}/#/jobs/{name}")
-    return True
-
-
-def _is_there(server: JobServer, name: str, work: Work) -> bool:
-    job = server.job(name)
-    if job is None:
-        return False
-    if job.entrypoint != work.entrypoint:
-        raise UserError(
-            f"job {name} is already there and runs something else: {job.entrypoint}", hint="take another --id"
-        )
-    say(f"submit: job {name} is already there ({job.status.value.lower()}), not run again")
-    return True
-
-
 def _until_the_end(server: JobServer, name: str) -> int:
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -177,11 +145,6 @@ def _checked_name(name: str | None, *, kubernetes: bool) -> str | None:
     if name is not None and not re.fullmatch(shape, name):
         raise UserError(f"--id {name!r} is not a job's name", hint=rule)
     return name
-
-
-def new_name(verb: str) -> str:
-    """A job's name that was never used: verb, UTC time and four random digits."""
-    return f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 app = new_app()

@@ -11,11 +11,21 @@ import typer
 
 from icre import config
 from icre.errors import DataError, UserError
-from pipelines import runs
-from pipelines.command import ConfigFile, DryRun, Overrides, Verbose, override_recipe, read_recipe, run_command, say
+from pipelines.data.prepare import describe_counts
 from pipelines.data.prepared import open_data
-from pipelines.prepare import describe_counts
-from pipelines.session import Demand, ray_session_for
+from pipelines.runs.provenance import hardware
+from pipelines.runs.run import Run, open_run, runs_of
+from pipelines.runtime.command import (
+    ConfigFile,
+    DryRun,
+    Overrides,
+    Verbose,
+    override_recipe,
+    read_recipe,
+    run_command,
+)
+from pipelines.runtime.console import say
+from pipelines.runtime.session import Demand, ray_session_for
 from pipelines.storage import Storage
 from pipelines.training.execution import execute
 from pipelines.training.launch import start, steps_per_epoch
@@ -85,7 +95,7 @@ def repeat(
             f"--from-trial {trial} with --config or --resume: the run has its recipe, and the new one starts as it did",
             hint="leave them out; single keys can be changed: key.sub=value",
         )
-    source = runs.open_run(Storage(asked.storage), trial)
+    source = open_run(Storage(asked.storage), trial)
     recipe = override_recipe(source.recipe, [*overrides, f"storage={asked.storage}"], where=f"run {trial}")
     if open_data(recipe).hash != source.manifest["data"]["hash"]:
         raise DataError(
@@ -102,12 +112,12 @@ def repeat(
 
 def differing_software(manifest: Mapping[str, Any]) -> list[str]:
     """Packages, processor and GPUs that are not those of the run with this manifest, in words."""
-    here = {"torch": metadata.version("torch"), **runs.hardware()}
+    here = {"torch": metadata.version("torch"), **hardware()}
     there = {"torch": manifest["packages"]["torch"], **manifest["hardware"]}
     return [f"{key} is {here[key]!r}, it was {there[key]!r}" for key in here if here[key] != there.get(key)]
 
 
-def _train(started: runs.Run) -> None:
+def _train(started: Run) -> None:
     with ray_session_for(started.location, Demand.of_training(started.recipe.train)):
         execute(started)
     say(f"train: finished; next: icre evaluate --run {started.name} storage={started.recipe.storage}")
@@ -118,7 +128,7 @@ def plan(recipe: config.Recipe, name: str | None) -> str:
     """What ``train`` would do: the recipe, the counts, the steps, the paths."""
     data = open_data(recipe)
     steps = steps_per_epoch(recipe, data)
-    run = runs.runs(Storage(recipe.storage)) / (name or f"{recipe.name}-<date>-<time>")
+    run = runs_of(Storage(recipe.storage)) / (name or f"{recipe.name}-<date>-<time>")
     return "\n".join(
         [
             recipe.to_yaml(),

@@ -6,11 +6,12 @@ from typing import Annotated
 
 import typer
 
-from pipelines.command import ConfigFile, DryRun, Overrides, RunByDefault, new_app, read_recipe, run_app, say
-from pipelines.reporting.sweep_table import sweep_table_markdown
+from pipelines.experiments.outcomes import grouped, outcomes_of
+from pipelines.experiments.sweep import STATUS, open_sweep
+from pipelines.experiments.sweep_table import sweep_table_markdown
+from pipelines.runtime.command import ConfigFile, DryRun, Overrides, RunByDefault, new_app, read_recipe, run_app
+from pipelines.runtime.console import say
 from pipelines.storage import Storage
-from pipelines.tuning.outcomes import grouped, outcomes_of
-from pipelines.tuning.sweep import STATUS, open_sweep
 
 app = new_app(RunByDefault, summary="Train over a search space; how far such a sweep is.")
 
@@ -33,10 +34,10 @@ def command(
     The same command goes on with a sweep that was interrupted. The validation identities choose; the test identities
     are looked at once, by the chosen one.
     """
-    from pipelines.tuning import running  # with torch and Ray, which `icre tune status` does without
+    from pipelines.experiments import tuning
 
     recipe = read_recipe(config_file, overrides)
-    running.tune(recipe, sweep_name, dry_run=dry_run, retry_failed=retry_failed)
+    tuning.tune(recipe, sweep_name, dry_run=dry_run, retry_failed=retry_failed)
 
 
 @app.command("status", short_help="Print how far a sweep is.")

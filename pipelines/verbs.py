@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from pipelines.command import app_of
+from pipelines.runtime.command import app_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ VERBS = {
     "model": Verb("pipelines.show_model", "Print the network's parameters and MACs."),
     "submit": Verb("pipelines.submit", "Run a verb as a job on a cluster.", is_job=False),
     "doctor": Verb("pipelines.doctor", "Check machine, storage and cluster.", is_job=False),
-    "registry": Verb("pipelines.registry.verbs", "Show or change which model serves.", is_job=False),
+    "registry": Verb("pipelines.registry", "Show or change which model serves.", is_job=False),
     "tune": Verb("pipelines.tune", "Train over a search space."),
     "config": Verb("pipelines.show_config", "Show the resolved recipe, or its schema.", is_job=False),
     "data": Verb("pipelines.inspect_data", "Look into a prepared data set.", is_job=False),

@@ -72,7 +72,7 @@ def object_store() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def ray_cluster(object_store: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for all tests, on four logical CPUs. Its processes know the object store."""
-    from pipelines.session import Demand, ray_session
+    from pipelines.runtime.session import Demand, ray_session
 
     cache = tmp_path_factory.mktemp("cache")
     # Ray Train's watcher for nodes that go is one process more in each training; test_chaos has one.

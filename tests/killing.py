@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.local.programs import kill_all, processes_with
-from pipelines.runs import Run
+from pipelines.runs.run import Run
 
 WAIT_S = 300.0
 

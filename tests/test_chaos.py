@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import chaos
 from benchmarks.chaos_runs import Stage, metrics_off, stage, weights_off
 from icre import config
-from pipelines.runs import Run
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
 from tests.training import finished_run
 

@@ -14,12 +14,12 @@ from icre import config
 from icre.errors import NotFiniteError
 from pipelines.data.feed import Feed
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.runs import Run
+from pipelines.experiments.trial import Sweep, lineage
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
 from pipelines.training import launch
-from pipelines.training.saver import Saver
-from pipelines.training.worker import Worker
-from pipelines.tuning.trial import Sweep, lineage
+from pipelines.training.checkpointer import Saver
+from pipelines.training.trainer import Worker
 
 TIMES = {"time", "images_per_s", "data_wait_s"}
 
@@ -58,7 +58,7 @@ def finished_run(recipe: config.Recipe, name: str) -> Run:
 
 
 def train_here(sweep: Sweep, numbers: Sequence[int], **_: Any) -> None:
-    """In the place of :func:`pipelines.tuning.engine.run_trials`: one after the other, in this process."""
+    """In the place of :func:`pipelines.experiments.engine.run_trials`: one after the other, in this process."""
     for trial in (sweep.trials[number] for number in numbers):
         run = launch.start(trial.recipe, trial.run, lineage=lineage(trial, sweep))
         try:

@@ -204,3 +204,8 @@ def _types_in(annotation: Any) -> Iterable[Any]:
     yield annotation
     for inner in get_args(annotation):
         yield from _types_in(inner)
+
+
+def short(value: Any) -> str:
+    """A value for people."""
+    return f"{value:.4g}" if isinstance(value, float) else json.dumps(value) if not isinstance(value, str) else value

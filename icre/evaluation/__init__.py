@@ -1,8 +1,9 @@
 """From features to CMC, mAP and mINP, under the conventions of each data set."""
 
-from icre.evaluation.draws import draw_gallery
-from icre.evaluation.inputs import CameraRule, CmcUnit
+from icre.evaluation.gallery_sampling import draw_gallery
+from icre.evaluation.labels import CameraRule, CmcUnit
 from icre.evaluation.large import evaluate_features
+from icre.evaluation.protocol_runner import DirectionResult, run_protocol
 from icre.evaluation.protocols import Protocol, protocol_of
 from icre.evaluation.ranking import (
     cosine_distance,
@@ -11,7 +12,6 @@ from icre.evaluation.ranking import (
     evaluate_regdb,
     evaluate_sysu,
 )
-from icre.evaluation.runs import DirectionResult, run_protocol
 from icre.evaluation.scores import RankingResult
 
 __all__ = [

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from icre.evaluation.inputs import (
+from icre.evaluation.labels import (
     CameraRule,
     CmcUnit,
     Labels,

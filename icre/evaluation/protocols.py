@@ -12,7 +12,7 @@ from typing import Literal
 
 from icre.config import FOLDER_CHOICES, ProtocolName, Recipe
 from icre.data.records import Modality
-from icre.evaluation.inputs import CameraRule, CmcUnit, check_at_least, check_conventions
+from icre.evaluation.labels import CameraRule, CmcUnit, check_at_least, check_conventions
 
 Draw = Literal["pcg64", "seeded", "official", "none"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from icre.errors import ProtocolError
-from icre.evaluation.inputs import (
+from icre.evaluation.labels import (
     CameraRule,
     CmcUnit,
     Labels,

@@ -29,7 +29,7 @@ from scipy import sparse
 from torch import Tensor
 
 from icre.errors import ProtocolError
-from icre.evaluation.inputs import check_at_least, unit_rows
+from icre.evaluation.labels import check_at_least, unit_rows
 from icre.evaluation.ranking import check_same_dimensions
 
 # Of a chunk's distances or pairs; at most about 64 bytes each.

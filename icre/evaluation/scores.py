@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from icre.errors import ProtocolError
-from icre.evaluation.inputs import CameraRule, CmcUnit, Labels, excluded_pairs
+from icre.evaluation.labels import CameraRule, CmcUnit, Labels, excluded_pairs
 
 # Of a chunk's distances; about 64 bytes each at the worst, so 32 MB however many images there are.
 CHUNK_ELEMENTS = 2**19
@@ -89,7 +89,7 @@ class Matching:
 
 
 def match_labels(query: Labels, gallery: Labels, camera_rule: CameraRule) -> Matching:
-    """The :class:`Matching` of labels of :func:`icre.evaluation.inputs.encode_labels`."""
+    """The :class:`Matching` of labels of :func:`icre.evaluation.labels.encode_labels`."""
     q_pids, g_pids = (side.pids.cpu().numpy() for side in (query, gallery))
     hit_CG = q_pids[:, None] == g_pids
     penalty_CG = np.zeros((1, 1), np.float32)
@@ -120,7 +120,7 @@ def _stable_places(values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
 def score_queries(
     dist_CG: Tensor, query: Labels, gallery: Labels, *, camera_rule: CameraRule, cmc: CmcUnit
 ) -> QueryScores:
-    """Rank one chunk: finite float distances (C, G), labels of :func:`icre.evaluation.inputs.encode_labels`."""
+    """Rank one chunk: finite float distances (C, G), labels of :func:`icre.evaluation.labels.encode_labels`."""
     return score_matching(dist_CG, match_labels(query, gallery, camera_rule), cmc=cmc)
 
 

@@ -11,8 +11,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from icre.config.reading import short
 from icre.figures import style
-from icre.search import short
 
 MOST_TICKS = 7
 

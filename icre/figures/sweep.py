@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icre.ablation import Spread
 from icre.figures import style
+from icre.statistics import Spread
 
 METRICS = {"rank1": "rank-1", "mAP": "mAP"}
 MARKERS = ("o", "s")

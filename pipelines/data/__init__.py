@@ -1,1 +1,1 @@
-"""From images to batches: survey, prepare, read, feed."""
+"""From images to batches: catalog, prepare, read, feed."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from pipelines.data.fan_out import fan_out
-from pipelines.progress import progress
+from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
 
 FILES_PER_TASK = 1024

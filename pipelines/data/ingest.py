@@ -15,12 +15,12 @@ from icre import config
 from icre.data.images import MIN_SIDE, UnreadableImageError, fit_image
 from icre.data.records import Record
 from icre.errors import DataError
-from pipelines import runs
+from pipelines.data.catalog import Survey, count, survey
 from pipelines.data.fingerprint import fingerprint
 from pipelines.data.prepared import FORMAT, MANIFEST, PreparedData, location_of
 from pipelines.data.shards import Row, Shard, digest, plan_shards, usable_shards, write_shards
-from pipelines.data.survey import Survey, count, survey
-from pipelines.progress import progress
+from pipelines.runs.provenance import code_version, now
+from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
 
 
@@ -165,8 +165,8 @@ def _manifest(
         "store": recipe.data.store,
         "name": recipe.data.name,
         "synthetic": found.synthetic,
-        "created": runs.now(),
-        "code": runs.code_version(),
+        "created": now(),
+        "code": code_version(),
         "fingerprint": identifier,
         "hash": digest([settings, [shard["sha256"] for shard in ordered]]),
         "counts": count(usable, found.split_of),

@@ -22,7 +22,7 @@ from icre.data.images import UnreadableImageError, fit_image
 from icre.data.records import PARQUET_SCHEMA
 from pipelines.data.fan_out import cpus_for_each, fan_out
 from pipelines.data.prepared import ROW_GROUP_ROWS
-from pipelines.progress import progress
+from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
 
 Shard = dict[str, Any]

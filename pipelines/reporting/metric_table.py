@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.runs import UNTRAINED
+from pipelines.runs.run import UNTRAINED
 
 COLUMNS = {
     "rank1": "Rank-1",

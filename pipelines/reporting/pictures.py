@@ -18,15 +18,15 @@ from icre import config, figures
 from icre.data import images
 from icre.data.augmentation import normalise
 from icre.data.records import Record
-from icre.insight.attention import attention_of
-from icre.insight.examples import spread_rows
-from icre.insight.grad_cam import grad_cam, partners, similarity_to
-from icre.insight.masks import mask_maps
-from icre.insight.scatter import FEWEST, scatter
+from icre.explain.attention import attention_of
+from icre.explain.grad_cam import grad_cam, partners, similarity_to
+from icre.explain.masks import mask_maps
+from icre.explain.sample_selection import spread_rows
+from icre.explain.tsne import FEWEST, scatter
 from icre.model.network import ICRENetwork
 from pipelines.data.prepared import PreparedData
-from pipelines.measure import SPLIT
-from pipelines.progress import progress
+from pipelines.evaluation.measure import SPLIT
+from pipelines.runtime.progress import progress
 
 SCATTERED, SHOWN = 10, 4
 """People in the scatter, and in the rows of images."""

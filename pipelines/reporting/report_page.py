@@ -22,9 +22,9 @@ from icre import figures
 from pipelines.reporting import metric_table
 from pipelines.reporting.camera_table import MEANING as CAMERAS_MEANING
 from pipelines.reporting.camera_table import camera_table
+from pipelines.reporting.figure_export import Plates
 from pipelines.reporting.metric_table import Evaluation, metric_table_markdown, percent, words
 from pipelines.reporting.pictures import Picture
-from pipelines.reporting.plates import Plates
 
 ImageOf = Callable[[int], bytes | None]
 Context = dict[str, Any]

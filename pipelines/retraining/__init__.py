@@ -1,1 +1,1 @@
-"""The steps of ``icre retrain``: what is new, a challenger, the comparison, the promotion, and what is told of it."""
+"""The steps of ``icre retrain``, the promotion gate, and the registry of models in service."""

@@ -14,21 +14,20 @@ from icre.model.network import ICRENetwork
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress
 from icre.training.optimizer import build_optimizer
-from pipelines import runs, series
 from pipelines.data.prepared import PreparedData
-from pipelines.networks import initial_network
-from pipelines.registry.registry import BEST, CLASSES, learnt
-from pipelines.runs import Run
-from pipelines.storage import Storage
+from pipelines.experiments import runner
+from pipelines.retraining.registry import BEST, CLASSES, learnt
+from pipelines.runs.networks import initial_network
+from pipelines.runs.run import Run
 from pipelines.training import launch
-from pipelines.training.saver import folder_name
+from pipelines.training.checkpointer import folder_name
 
 CLASSIFIER = "head.classifier.weight"
 
 
 def run_of(recipe: config.Recipe, tick: str) -> Run:
     """The run of a tick: a finished run that is started again trains nothing, so each tick has its own."""
-    return Run(runs.runs(Storage(recipe.storage)) / f"{recipe.name}-tick-{tick}")
+    return Run.named(recipe.storage, f"{recipe.name}-tick-{tick}")
 
 
 def begin(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run | None) -> None:
@@ -38,7 +37,7 @@ def begin(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run | N
     network, and UserError when the recipe or the images changed since the run was created.
     """
     if (run.location / "manifest.json").exists():
-        series.check_reusable(run, recipe, data)
+        runner.check_reusable(run, recipe, data)
     else:
         launch.start(recipe, run.name)
     before = learnt(champion)["seen"] if champion else []

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from icre import config
 from icre.data.records import Record
 from icre.errors import DataError
-from pipelines import runs
 from pipelines.data.prepared import PreparedData
 from pipelines.data.shards import digest
-from pipelines.measure import SPLIT, choices
-from pipelines.registry.registry import Registry
+from pipelines.evaluation.measure import SPLIT, choices
+from pipelines.retraining.registry import Registry
+from pipelines.runs.provenance import now
 from pipelines.storage import Storage
 
 SHOWN = 5
@@ -80,7 +80,7 @@ def freeze(registry: Registry, data: PreparedData, recipe: config.Recipe, *, by:
         [r.pid, r.modality, r.camid, r.path, files[row]] for r, row in zip(data.records(rows), rows, strict=True)
     )
     entry = {
-        "time": runs.now(),
+        "time": now(),
         "by": by,
         "data": {"name": data.manifest["name"], "hash": data.hash},
         "protocol": _pinned(recipe),

@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from icre.errors import UserError
-from pipelines.registry.registry import Registry
-from pipelines.runs import now
+from pipelines.retraining.registry import Registry
+from pipelines.runs.provenance import now
 from pipelines.storage import Storage
 
 Outcome = Literal["promoted", "kept", "nothing_new", "failed", "busy"]

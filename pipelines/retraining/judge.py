@@ -14,15 +14,15 @@ from icre import config
 from icre.data.records import Record
 from icre.errors import ProtocolError, TrainingError
 from icre.evaluation import protocol_of
-from icre.evaluation.gate import Comparison, Cost, Rule, compare, rules
 from icre.model.network import ICRENetwork
 from pipelines.data.prepared import PreparedData
-from pipelines.embed import embed
-from pipelines.evaluate import permutations_of
-from pipelines.measure import SPLIT, choices
-from pipelines.networks import load_network
+from pipelines.evaluation.embed import embed
+from pipelines.evaluation.evaluate import permutations_of
+from pipelines.evaluation.measure import SPLIT, choices
 from pipelines.retraining.challenger import size_mib
-from pipelines.runs import Run
+from pipelines.retraining.gate import Comparison, Cost, Rule, compare, rules
+from pipelines.runs.networks import load_network
+from pipelines.runs.run import Run
 
 ROUNDS = 7
 """Timed batches of each network, in turn; the first of each is not counted."""

@@ -11,15 +11,16 @@ import numpy as np
 
 from icre import config
 from icre.errors import DataError, IcreError, StoppedError, StorageError
-from pipelines import prepare, runs, series
-from pipelines.command import say
+from pipelines.data import prepare
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.registry.lease import Lease, LeaseLostError
-from pipelines.registry.registry import BEST, PromotionConflictError, Registry, learnt
-from pipelines.retraining import challenger, images, telling
+from pipelines.experiments import runner
+from pipelines.retraining import challenger, images, tick_metrics
 from pipelines.retraining.journal import STEPS, Journal, Outcome, Tick
 from pipelines.retraining.judge import Model, broken_rules, judge
-from pipelines.runs import UNTRAINED, Run
+from pipelines.retraining.registry import BEST, PromotionConflictError, Registry, learnt
+from pipelines.runs.lease import Lease, LeaseLostError
+from pipelines.runs.run import UNTRAINED, Run, runs_of
+from pipelines.runtime.console import say
 from pipelines.training import execution
 
 MARKS = "trained.npz"
@@ -119,7 +120,7 @@ def _steps(work: Work, lease: Lease) -> Work:
     with contextlib.ExitStack() as stack:
         if work.tick.step in WITH_RAY:
             folder = work.journal.folder(work.tick.name)
-            stack.enter_context(series.session_for(work.recipe, folder))
+            stack.enter_context(runner.session_for(work.recipe, folder))
         for name in STEPS[STEPS.index(work.tick.step) :]:
             lease.check()
             say(f"retrain: {work.tick.name}: {name}")
@@ -173,7 +174,7 @@ def _start(work: Work) -> Facts:
 
 
 def _train(work: Work) -> Facts:
-    series.check_reusable(work.run, work.recipe, work.data())
+    runner.check_reusable(work.run, work.recipe, work.data())
     if work.run.state != "finished":
         execution.execute(work.run)
     return {}
@@ -211,7 +212,7 @@ def _promote(work: Work) -> Facts:
 def _report(work: Work) -> Facts:
     folder = work.journal.folder(work.tick.name)
     decision = (folder / DECISION).read_json()
-    (folder / "index.html").write_text(telling.page(work.registry.model, work.tick, decision))
+    (folder / "index.html").write_text(tick_metrics.page(work.registry.model, work.tick, decision))
     return {}
 
 
@@ -235,6 +236,6 @@ def _forget_old_runs(work: Work) -> None:
     past = work.journal.past()
     keep = work.recipe.retrain.keep_runs
     for name in past.challengers[:-keep]:
-        challenger.forget(Run(runs.runs(work.registry.storage) / name))
+        challenger.forget(Run(runs_of(work.registry.storage) / name))
     if len(past.challengers) > keep:
         work.journal.write_past(replace(past, challengers=past.challengers[-keep:]))

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 from icre import config
-from pipelines.runs import Run
+from pipelines.runs.run import Run
 from pipelines.telemetry.background import MAX_ROWS, Row, TelemetryError
 from pipelines.telemetry.tensorboard import scalars, wall_time
 

@@ -19,7 +19,8 @@ from ray.util import metrics as ray_metrics
 
 from icre import config
 from icre.errors import StorageError
-from pipelines.runs import Run, print_warning
+from pipelines.runs.run import Run
+from pipelines.runtime.console import print_warning
 from pipelines.telemetry.background import Row
 
 JOB = "icre_train"

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from icre import config
-from pipelines.runs import Run, print_warning
+from pipelines.runs.run import Run
+from pipelines.runtime.console import print_warning
 from pipelines.telemetry.background import Background, Row
 from pipelines.telemetry.mlflow import MLflow
 from pipelines.telemetry.prometheus import Live

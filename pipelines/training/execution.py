@@ -21,11 +21,12 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from icre import config
 from icre.errors import IcreError, StorageError, TrainingError
 from pipelines.data.prepared import open_data
-from pipelines.runs import Run, warned_of
+from pipelines.runs.run import Run
+from pipelines.runtime.console import warned_of
 from pipelines.telemetry.prometheus import write_summary
 from pipelines.training.launch import steps_per_epoch
 from pipelines.training.progress import board_here, follow, heard
-from pipelines.training.trainer import Job, train_worker
+from pipelines.training.worker_loop import Job, train_worker
 
 
 def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None) -> None:

@@ -9,10 +9,9 @@ from icre import config
 from icre.data.plan import plan_epoch
 from icre.data.records import MODALITIES
 from icre.errors import ConfigError, DataError
-from pipelines import runs
-from pipelines.command import say
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.runs import Run
+from pipelines.runs.run import Run, create_run, runs_of
+from pipelines.runtime.console import say
 from pipelines.storage import Storage
 
 
@@ -26,11 +25,11 @@ def start(recipe: config.Recipe, name: str | None, *, lineage: Mapping[str, Any]
     check_images(recipe, data)
     if recipe.model.weights is not None:
         # Building the network here finds a weights file that does not fit before anything is written.
-        from pipelines.networks import initial_network
+        from pipelines.runs.networks import initial_network
 
         initial_network(recipe, classes=len(data.classes))
-    runs.runs(Storage(recipe.storage)).check_writable()
-    run = runs.create_run(recipe, name, data, lineage=lineage)
+    runs_of(Storage(recipe.storage)).check_writable()
+    run = create_run(recipe, name, data=data.manifest, data_url=data.location.url, lineage=lineage)
     say(f"train: run {run.name}, recipe in {(run.location / 'config.yaml').url}")
     return run
 

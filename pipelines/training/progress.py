@@ -18,8 +18,8 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from icre.errors import IcreError
-from pipelines.command import say
-from pipelines.progress import POLL_INTERVAL_S, shown
+from pipelines.runtime.console import say
+from pipelines.runtime.progress import POLL_INTERVAL_S, shown
 
 POST_INTERVAL_S = 0.5
 

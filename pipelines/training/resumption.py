@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from icre import config
 from icre.errors import ConfigError, DataError, UserError
 from icre.training.checkpoint import progress_of
-from pipelines import runs
-from pipelines.command import override_recipe
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.runs import Run
+from pipelines.runs.run import Run, newest_first, open_run, runs_of
+from pipelines.runtime.command import override_recipe
 from pipelines.storage import Storage
 from pipelines.training.launch import as_started, steps_per_epoch
 
@@ -29,7 +28,7 @@ def to_resume(recipe: config.Recipe, name: str | None, resume: str, overrides: S
         raise UserError(
             f"--run {name} with --resume {resume}", hint="a run that goes on keeps its name: leave out --run"
         )
-    run = runs.open_run(storage, resume)
+    run = open_run(storage, resume)
     # Its own recipe counts; an override that says something else is a mistake, and so is one that it does not know.
     asked = override_recipe(run.recipe, [*overrides, f"storage={recipe.storage}"], where=f"run {run.name}")
     check_same(run, asked, open_data(asked))
@@ -58,7 +57,7 @@ def describe_resumption(run: Run) -> str:
 def _unfinished(recipe: config.Recipe, storage: Storage) -> Run | None:
     """The newest run of exactly this recipe and these images, if it is not finished."""
     data = open_data(recipe)
-    for run in runs.newest_first(storage):
+    for run in newest_first(storage):
         try:
             differing = _differing(run, recipe)
         except ConfigError:
@@ -76,7 +75,7 @@ def _differing(run: Run, recipe: config.Recipe) -> set[str]:
 
 
 def _unfinished_named(recipe: config.Recipe, storage: Storage, name: str) -> Run | None:
-    run = Run(runs.runs(storage) / name)
+    run = Run(runs_of(storage) / name)
     if not (run.location / "manifest.json").exists():
         return None
     check_same(run, recipe, open_data(recipe))

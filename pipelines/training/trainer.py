@@ -1,238 +1,187 @@
-"""What each training worker does, from the first batch to the last checkpoint."""
+"""The state of one training process: network, optimiser, progress, metrics."""
 
 from __future__ import annotations
 
-import faulthandler
-import sys
+import random
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Any, NamedTuple, TypedDict, cast
+from dataclasses import replace
+from typing import Any
 
-import ray
-import ray.train
-import ray.train.torch
-import ray.util
+import numpy as np
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from icre import config
-from icre.errors import DataError, StoppedError, TrainingError
-from icre.training import distributed
-from pipelines.data.caches import EncodedCache
-from pipelines.data.feed import Feed
+from icre.errors import NotFiniteError
+from icre.model.network import ICRENetwork
+from icre.training import checkpoint, compute, distributed
+from icre.training.checkpoint import Progress, Snapshot
+from icre.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from icre.training.step import Batch, train_step
 from pipelines.data.prepared import PreparedData
-from pipelines.runs import Run, print_warning
-from pipelines.storage import Storage
-from pipelines.telemetry.telemetry import Telemetry
-from pipelines.training.progress import Poster, Rate
-from pipelines.training.saver import Saved, Saver
-from pipelines.training.worker import Worker
+from pipelines.runs.networks import initial_network
+from pipelines.runs.run import Run
+from pipelines.training.validation import validate
 
-LOOK_INTERVAL_S = 5.0
-"""Between looks at whether the cluster is about to take a node away."""
+Row = dict[str, Any]
+"""A line of metrics.jsonl."""
 
 
-class Job(TypedDict):
-    """What the driver hands to every worker: plain and small."""
+class Worker:
+    """One training process. Between two steps all of them hold the same network and optimiser."""
 
-    recipe: dict[str, Any]
-    run: str
-    data: str
-    steps_per_epoch: int
-    board: Any
+    def __init__(
+        self,
+        recipe: config.Recipe,
+        run: Run,
+        data: PreparedData,
+        network: ICRENetwork,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
+    ) -> None:
+        self.recipe, self.run, self.data, self.network, self.device = recipe, run, data, network, device
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = recipe.train.epochs * steps_per_epoch
+        self.optimizer = build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision)
+        self.scaler = compute.gradient_scaler(recipe.compute, device)
+        self.progress = Progress(step=0, best_metric=None, best_step=None)
+        self.metrics: list[Row] = []
+        self.model: nn.Module = network
+        self._told = 0
 
+    @classmethod
+    def start(
+        cls,
+        recipe: config.Recipe,
+        run: Run,
+        data: PreparedData,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
+        warn: Callable[[str], None],
+    ) -> Worker:
+        """Build everything, load the newest checkpoint if the run has one, and join the process group."""
+        network = initial_network(recipe, classes=len(data.classes))
+        if recipe.train.sync_batch_norm and distributed.world_size() > 1:
+            distributed.synchronise_batch_norm(network)
+        network.to(device)
+        compute.arrange(network, recipe.compute)
+        worker = cls(recipe, run, data, network, steps_per_epoch=steps_per_epoch, device=device)
+        worker._resume(warn)
+        if recipe.compute.compile:
+            compute.compile_network(network, device)
+        if distributed.world_size() > 1:
+            # Without `device_ids` the mask of the modalities stays on the CPU, where a look at it waits for no GPU.
+            worker.model = DistributedDataParallel(network, forward_sync_buffers=False)
+        return worker
 
-def train_worker(settings: dict[Any, Any]) -> None:
-    """Train from the run's last checkpoint, or from the start, to the last epoch. settings: a :class:`Job`.
+    @property
+    def is_epoch_over(self) -> bool:
+        """Whether the step that was just taken is an epoch's last."""
+        return self.progress.step % self.steps_per_epoch == 0
 
-    What every worker meets at the same step, and would meet again, is handed to the driver instead of being raised,
-    because Ray Train answers an exception by starting over.
-    """
-    job = cast(Job, settings)
-    recipe = config.parse_recipe(job["recipe"], where="the driver")
-    place = _here(recipe) if recipe.train.workers == 0 else _of_ray_train()
-    try:
-        _train(job, recipe, place)
-    except (TrainingError, StoppedError) as error:
-        if place.rank == 0:
-            ray.get(job["board"].end.remote(error))
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    def step(self, batch: Batch) -> Row:
+        """One optimiser step; the line for metrics.jsonl, without its times.
 
+        Raises NotFiniteError when more than ``train.max_skipped_steps`` of the run had no finite loss or gradient.
+        """
+        epoch, step_in_epoch = divmod(self.progress.step, self.steps_per_epoch)
+        # Batches, augmentation and weights have generators of their own. What a library draws is made a function of
+        # the step, too, so that no generator's state needs to be in a checkpoint.
+        _seed_everything(self.recipe.seed, self.progress.step)
+        fraction = step_in_epoch / self.steps_per_epoch
+        set_learning_rate(self.optimizer, learning_rate_factor(epoch + fraction, self.recipe.schedule))
+        self.model.train()
+        kept = [buffer.clone() for buffer in self.network.buffers()] if self.recipe.train.max_skipped_steps else []
+        self.progress = replace(self.progress, step=self.progress.step + 1)
+        row: Row = {"kind": "step", "step": self.progress.step, "epoch": epoch}
+        try:
+            terms = train_step(self.model, self.optimizer, batch, recipe=self.recipe, epoch=epoch, scaler=self.scaler)
+        except NotFiniteError as error:
+            self._skip(error, kept)
+            return row | {"kind": "skipped", "reason": error.message}
+        return row | {"lr": self.optimizer.param_groups[-1]["lr"], **terms}
 
-class Place(NamedTuple):
-    """One training process among the others."""
+    def record(self, row: Row, *, seconds: float, waited: float) -> None:
+        """Keep a line of metrics.jsonl; seconds include ``waited``, the time until the batch was there."""
+        times = {"time": time.time(), "images_per_s": self.recipe.batch.size / seconds, "data_wait_s": waited}
+        self.metrics.append(row | times)
 
-    rank: int
-    world_size: int
-    device: torch.device
-    preemption: Callable[[], Any]
-    """What the cluster says of a node that it will take away, or None."""
-
-
-def _of_ray_train() -> Place:
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    return Place(context.get_world_rank(), context.get_world_size(), device, ray.train.get_preemption_info)
-
-
-def _here(recipe: config.Recipe) -> Place:
-    """The command's own process; not Ray Train's local mode, whose context Tune refuses to its trials."""
-    return Place(0, 1, torch.device("cuda" if recipe.train.gpus_per_worker else "cpu"), lambda: None)
-
-
-def _train(job: Job, recipe: config.Recipe, place: Place) -> None:
-    data = PreparedData.open(Storage(job["data"]))
-    rank, world_size, device, _ = place
-    group = ray.util.get_current_placement_group()
-    if rank == 0 and recipe.train.workers != 0:
-        ray.get(job["board"].placed.remote(group))
-    torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
-    _watch(recipe)
-    _check_images(data, job, device)
-    worker = Worker.start(
-        recipe,
-        Run(Storage(job["run"])),
-        data,
-        steps_per_epoch=job["steps_per_epoch"],
-        device=device,
-        warn=job["board"].note.remote if rank == 0 else print_warning,
-    )
-    feed = Feed(data, recipe, job["steps_per_epoch"], rank, world_size)
-    with ExitStack() as stack:
-        lead: _Lead | None = None
-        if rank == 0:
-            told = stack.enter_context(Telemetry.open(recipe, worker.run, history=worker.metrics))
-            lead = _Lead(worker, job, told)
-            stack.callback(lead.saver.wait)
-        asked = time.monotonic()
-        for batch in feed.batches(start=worker.progress.step, stop=worker.total_steps, device=device):
-            received = time.monotonic()
-            row = worker.step(batch)
-            worker.record(row, seconds=time.monotonic() - asked, waited=received - asked)
-            improved = worker.end_epoch() if worker.is_epoch_over else None
-            if lead is not None:
-                lead.after_step(improved=improved)
-            _heed_notices(lead, place)
-            _watch(recipe)
-            asked = time.monotonic()
-        if lead is not None:
-            lead.finish()
-
-
-class _Lead:
-    """What worker 0 does beside training: checkpoints, news for the driver, telemetry."""
-
-    def __init__(self, worker: Worker, job: Job, telemetry: Telemetry) -> None:
-        self.worker = worker
-        self.board = job["board"]
-        self.poster = Poster(self.board)
-        self.rate = Rate(step=worker.progress.step, total=worker.total_steps)
-        self.telemetry = telemetry
-        telemetry.restarted(ray.get(job["board"].started.remote(worker.progress.step)))
-        self.stalled = 0.0
-        self.unheard: list[dict[str, Any]] = []
-        self.saver = Saver(
-            worker.run,
-            worker.recipe.checkpoints,
-            steps_per_epoch=job["steps_per_epoch"],
-            done=self._saved,
-            warn=self.board.note.remote,
+    def end_epoch(self) -> bool:
+        """Validate if it is due; whether this is the best so far, as it is without a validation to say no."""
+        epoch = self.progress.step // self.steps_per_epoch - 1
+        if self.progress.step < self.total_steps and (epoch + 1) % self.recipe.train.validate_every:
+            return False
+        found = validate(self.network, self.data, self.recipe, self.device)
+        if found is None:
+            return True
+        self.metrics.append(
+            {"kind": "validation", "step": self.progress.step, "epoch": epoch, "time": time.time(), **found}
         )
-        self.warn = self.board.note.remote
-        self.looked = time.monotonic()
-        self.preemption: Any = None
+        metric = found[self.recipe.checkpoints.best]
+        if self.progress.best_metric is not None and metric <= self.progress.best_metric:
+            return False
+        self.progress = replace(self.progress, best_metric=metric, best_step=self.progress.step)
+        return True
 
-    def after_step(self, *, improved: bool | None) -> None:
-        """improved: whether the validation at an epoch's end was the best so far; None inside an epoch."""
-        worker = self.worker
-        for row in worker.new_rows():
-            if row["kind"] in ("step", "skipped"):
-                self.telemetry.step(row)
-            elif row["kind"] == "validation":
-                self.telemetry.validation(row)
-                self.unheard.append(row)
-        if improved is not None or self.saver.is_due:
-            self.save(improved=bool(improved))
-        self.poster.post(lambda: worker.state(self.rate.eta_s(worker.progress.step)))
+    def new_rows(self) -> list[Row]:
+        """Lines of metrics.jsonl since the last call."""
+        rows, self._told = self.metrics[self._told :], len(self.metrics)
+        return rows
 
-    def save(self, *, improved: bool = False) -> None:
-        """Hand a snapshot to the saver; the time until it has it is the time that training stands still."""
-        started = time.monotonic()
-        self.saver.wait()
-        snapshot = self.worker.snapshot()
-        self.stalled = time.monotonic() - started
-        self.saver.save(snapshot, self.worker.metrics, improved=improved)
-
-    def notices(self) -> list[bool]:
-        """Whether all should stop, and whether all should look for a preemption."""
-        look = time.monotonic() - self.looked > LOOK_INTERVAL_S
-        return [self.poster.is_stop_asked or self.saver.error is not None, look]
-
-    def stop(self) -> None:
-        """End all workers at this step. Raises StoppedError, or TrainingError when checkpoints cannot be written."""
-        step, run = self.worker.progress.step, self.worker.run
-        if self.saver.error is None:
-            self.save()
-            self.saver.wait()
-        if self.saver.error is not None:
-            raise self.saver.error
-        raise StoppedError(
-            f"run {run.name} stopped after step {step} of {self.worker.total_steps}, as it was asked to",
-            hint=f"`icre train --resume {run.name}` goes on",
+    def snapshot(self) -> Snapshot:
+        """A checkpoint's content."""
+        return checkpoint.take_snapshot(
+            network=self.network,
+            optimizer=self.optimizer,
+            progress=self.progress,
+            classes=len(self.data.classes),
+            scaler=self.scaler,
         )
 
-    def finish(self) -> None:
-        """The last checkpoint is the result: nothing is finished before it is durable."""
-        self.saver.wait()
-        if self.saver.failed:
-            self.save(improved=self.worker.progress.best_step == self.worker.progress.step)
-            self.saver.wait()
-        if self.saver.error is not None:
-            raise self.saver.error
+    def state(self, eta_s: float | None) -> dict[str, Any]:
+        """For the progress line: averages over the newest steps."""
+        steps = [row for row in self.metrics[-50:] if row["kind"] in ("step", "skipped")]
+        seconds = sum(self.recipe.batch.size / row["images_per_s"] for row in steps)
+        validations = [row for row in self.metrics if row["kind"] == "validation"]
+        return {
+            "epoch": steps[-1]["epoch"],
+            "epochs": self.recipe.train.epochs,
+            "step": self.progress.step,
+            "steps": self.total_steps,
+            "terms": {k: v for k, v in steps[-1].items() if k == "loss" or k.startswith(("id", "icg"))},
+            "images_per_s": len(steps) * self.recipe.batch.size / seconds,
+            "data_wait_share": sum(row["data_wait_s"] for row in steps) / seconds,
+            "val_mAP": validations[-1]["mAP"] if validations else None,
+            "eta_s": eta_s,
+        }
 
-    def heed(self, preemption: Any) -> None:
-        """A node will be taken away: have a checkpoint of this very step, and train on until it is."""
-        self.looked = time.monotonic()
-        if preemption is not None and preemption != self.preemption:
-            self.save()
-            step = self.worker.progress.step
-            self.warn(f"a node that trains will be taken away; a checkpoint of step {step} is being written")
-        self.preemption = preemption
+    def _skip(self, error: NotFiniteError, buffers: list[torch.Tensor]) -> None:
+        skipped = sum(row["kind"] == "skipped" for row in self.metrics)
+        if skipped >= self.recipe.train.max_skipped_steps:
+            raise NotFiniteError(f"step {self.progress.step}: {error.message}", hint=error.hint) from error
+        # Running statistics have seen the step's activations, which may be what is not finite.
+        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
-    def _saved(self, saved: Saved) -> None:
-        self.telemetry.checkpoint(seconds=saved.seconds, stall_seconds=self.stalled, step=saved.step)
-        # Whoever hears of a validation may end this training, or take over what it reached: so not before it is kept.
-        for row in [row for row in self.unheard if row["step"] <= saved.step]:
-            self.board.validated.remote(row)
-            self.unheard.remove(row)
-
-
-def _heed_notices(lead: _Lead | None, place: Place) -> None:
-    """What only worker 0 knows and all must act on at the same step."""
-    stop, look = distributed.any_worker(lead.notices() if lead else [False, False], place.device)
-    if look:
-        preemption = place.preemption()
-        if lead is not None:
-            lead.heed(preemption)
-    if stop:
-        if lead is not None:
-            lead.stop()
-        raise StoppedError("asked to stop")
-
-
-def _check_images(data: PreparedData, job: Job, device: torch.device) -> None:
-    """Every node verifies all shards as it copies them. Raises on all workers when one of them finds a damaged one."""
-    problem: DataError | None = None
-    try:
-        EncodedCache(data)
-    except DataError as error:
-        problem = error
-        ray.get(job["board"].end.remote(problem))  # before rank 0 says that training ended
-    if distributed.any_worker([problem is not None], device)[0]:
-        raise StoppedError("images are damaged")
+    def _resume(self, warn: Callable[[str], None]) -> None:
+        with self.run.newest_checkpoint(warn) as found:
+            if found is None:
+                return
+            folder, meta = found
+            checkpoint.load_network(self.network, folder)
+            checkpoint.load_optimizer(self.optimizer, folder)
+            checkpoint.load_scaler(self.scaler, meta)
+        self.progress = checkpoint.progress_of(meta)
+        self.metrics = [row for row in self.run.metrics() if row["step"] <= self.progress.step]
+        self._told = len(self.metrics)
 
 
-def _watch(recipe: config.Recipe) -> None:
-    """Print every thread's stack and die if there is no next call in time; a hung worker is then replaced."""
-    faulthandler.dump_traceback_later(recipe.train.step_timeout_s, exit=True, file=sys.__stderr__ or 2)
+def _seed_everything(seed: int, step: int) -> None:
+    drawn = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    random.seed(drawn)
+    np.random.seed(drawn)
+    torch.manual_seed(drawn)

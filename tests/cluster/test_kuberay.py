@@ -29,8 +29,8 @@ from icre import config
 from icre.config import load_recipe
 from icre.errors import UserError
 from pipelines.cli import app
-from pipelines.command import run_app
 from pipelines.jobs import manifest
+from pipelines.runtime.command import run_app
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"

@@ -26,9 +26,9 @@ from cluster.local.ray_cluster import LocalCluster
 from cluster.monitoring.dashboard import ROWS, dashboard
 from cluster.monitoring.servers import Monitoring
 from icre.errors import IcreError, UserError
-from pipelines.retraining import telling
+from pipelines.experiments import watch
+from pipelines.retraining import tick_metrics
 from pipelines.telemetry.prometheus import LIVE, SUMMARY
-from pipelines.tuning import watch
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -108,10 +108,10 @@ def queries() -> list[str]:
 
 def test_only_metrics_that_the_pipelines_write_are_asked_for() -> None:
     asked = set(re.findall(r"\b(?:ray_)?icre_\w+", " ".join(queries() + [rule["expr"] for rule in alerts().values()])))
-    written = {f"ray_{name}" for name in LIVE} | SUMMARY.keys() | telling.HELP.keys()
+    written = {f"ray_{name}" for name in LIVE} | SUMMARY.keys() | tick_metrics.HELP.keys()
     written |= {f"ray_{name}" for name in re.findall(r'"(icre_sweep_\w+)"', inspect.getsource(watch))}
     assert asked - written == set()
-    assert {f"ray_{name}" for name in LIVE} | telling.HELP.keys() <= asked
+    assert {f"ray_{name}" for name in LIVE} | tick_metrics.HELP.keys() <= asked
 
 
 def test_the_dashboard_has_the_shape_that_grafana_imports() -> None:
@@ -148,7 +148,7 @@ folder = sys.argv[1]
 class Worker:
     def start(self):
         from icre import config
-        from pipelines.runs import Run
+        from pipelines.runs.run import Run
         from pipelines.storage import Storage
         from pipelines.telemetry.telemetry import Telemetry
         from ray.util.metrics import Gauge
@@ -187,11 +187,11 @@ def push_retraining(gateway: str) -> None:
     """What a tick pushes, by the names that it gives itself."""
     registry = CollectorRegistry()
     labels = {"icre_retrain_outcome": {"outcome": "failed"}}
-    for name, text in telling.HELP.items():
+    for name, text in tick_metrics.HELP.items():
         more = {"metric": "mAP"} if name.endswith("_metric_ratio") else labels.get(name, {})
         gauge = Gauge(name, text, ["model", *more], registry=registry)
         gauge.labels(model="night", **more).set(time.time() if name.endswith("timestamp_seconds") else 1)
-    pushadd_to_gateway(gateway, job=telling.JOB, registry=registry, grouping_key={"model": "night"})
+    pushadd_to_gateway(gateway, job=tick_metrics.JOB, registry=registry, grouping_key={"model": "night"})
 
 
 def ask(prometheus: str, query: str) -> list[Any]:

@@ -39,4 +39,4 @@ def test_every_module_imports_without_the_cluster() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["loaded"] == []
-    assert {"icre.training.step", "icre.evaluation.evidence", "icre.data.sources.folder"} <= set(found["names"])
+    assert {"icre.training.step", "icre.evaluation.diagnostics", "icre.data.sources.folder"} <= set(found["names"])

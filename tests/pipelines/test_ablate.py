@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from icre import ablation, figures
-from icre.ablation import Variant
+from icre import figures
 from icre.errors import ConfigError, UserError
 from icre.figures import sweep_curves
-from pipelines import ablate, prepare, runs, series
-from pipelines.runs import Run
+from pipelines import ablate
+from pipelines.data import prepare
+from pipelines.experiments import engine, runner, tables
+from pipelines.experiments.tables import Variant
+from pipelines.runs.run import Run, create_run
 from pipelines.storage import Storage
-from pipelines.tuning import engine
 from tests.conftest import Recipes
 from tests.training import train_here
 
@@ -40,7 +41,7 @@ def test_the_table_is_of_its_runs_and_a_second_call_trains_nothing(
     recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "run_trials", train_here)
-    monkeypatch.setitem(ablation.TABLES, "components", (Variant("ICG", ("components=[icg]",)), Variant("whole")))
+    monkeypatch.setitem(tables.TABLES, "components", (Variant("ICG", ("components=[icg]",)), Variant("whole")))
     trials = planned(recipes)
     assert [(t.variant.name, t.recipe.seed) for t in trials] == [("ICG", 0), ("whole", 0), ("ICG", 1), ("whole", 1)]
     trial = trials[0]  # of more than one seed: below, without a training
@@ -81,7 +82,7 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
         }
 
     monkeypatch.setattr(engine, "run_trials", train)
-    monkeypatch.setattr(series, "evaluation_of", evaluation_of)
+    monkeypatch.setattr(runner, "evaluation_of", evaluation_of)
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "sweep_curves", lambda sweeps: drawn.append(sweeps) or sweep_curves(sweeps))
     folder = Storage(tmp_path / "sweep")
@@ -104,7 +105,7 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
 def test_runs_with_other_settings_are_refused_before_anything_is_trained(recipes: Recipes, tmp_path: Path) -> None:
     trials = planned(recipes, only=["baseline", "ICG"], seeds=1)
     data = prepare.run(trials[0].recipe)
-    runs.create_run(trials[1].recipe, trials[1].run.name, data)
+    create_run(trials[1].recipe, trials[1].run.name, data=data.manifest, data_url=data.location.url)
     changed = planned(recipes, "optimizer.lr=0.5", only=["baseline", "ICG"], seeds=1)
     with pytest.raises(UserError, match=r"icg-seed0 exists with other settings: optimizer\.lr\n"):
         ablate.run(changed, data, Storage(tmp_path / "table"))
@@ -120,7 +121,7 @@ def test_unknown_tables_and_variants_and_broken_rows_are_named(
         planned(recipes, only=["IGC"])
     assert "ICG" in caught.value.hint
     rows = (Variant("one", ("model.heads=3",)), Variant("two", ("loss.icg.rho1=-1",)), Variant("three"))
-    monkeypatch.setitem(ablation.TABLES, "components", rows)
+    monkeypatch.setitem(tables.TABLES, "components", rows)
     with pytest.raises(ConfigError) as caught:
         planned(recipes)
     assert "one: " in caught.value.message and "two: " in caught.value.message

@@ -14,8 +14,8 @@ import yaml
 
 from icre.errors import ConfigError, StorageError
 from pipelines.cli import app
-from pipelines.command import run_app
 from pipelines.data import ingest
+from pipelines.runtime.command import run_app
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,8 +17,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from icre.errors import DataError, StorageError
-from pipelines import prepare
-from pipelines.data import ingest
+from pipelines.data import ingest, prepare
 from pipelines.data.caches import EncodedCache
 from pipelines.data.prepared import PreparedData
 from pipelines.storage import Storage

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from pipelines.cli import app
-from pipelines.command import run_app
 from pipelines.data import ingest
 from pipelines.data.prepared import PreparedData
 from pipelines.inspect_data import draw_sheet, group_reasons
+from pipelines.runtime.command import run_app
 
 pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(120)]
 

@@ -16,11 +16,13 @@ import torch
 from icre import config
 from icre.data.augmentation import normalise
 from icre.errors import DataError, StoppedError, UserError, WeightsError
-from pipelines import evaluate, features, prepare, runs
+from pipelines.data import prepare
 from pipelines.data.feed import load_images
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.networks import load_network
-from pipelines.runs import Run
+from pipelines.evaluation import evaluate, features
+from pipelines.runs.networks import load_network
+from pipelines.runs.provenance import now
+from pipelines.runs.run import Run, open_run, runs_of
 from pipelines.storage import Storage
 from pipelines.training import execution, launch, resumption
 from tests.killing import killing_workers, last_step, wait_until
@@ -280,9 +282,9 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_is_refused(
     assert resumption.to_resume(recipe, None, "auto", []) is None
     run = stopped_after_the_first_checkpoint(one_worker, tmp_path / "storage", "broken")
     assert resumption.to_resume(changed, None, "auto", []) is None
-    foreign = runs.runs(Storage(recipe.storage)) / "foreign"
+    foreign = runs_of(Storage(recipe.storage)) / "foreign"
     (foreign / "config.yaml").write_text("train: {epohcs: 3}")
-    (foreign / "manifest.json").write_json({"created": runs.now()})
+    (foreign / "manifest.json").write_json({"created": now()})
     with pytest.raises(UserError, match=r"other settings: optimizer\.lr\s"):
         resumption.to_resume(changed, "broken", "auto", [])
     with pytest.raises(UserError, match=r"other settings: optimizer\.lr\s"):
@@ -398,4 +400,4 @@ def test_real_visible_and_infrared_images(ray_cluster: None, tmp_path: Path) -> 
     for direction in result["directions"].values():
         assert direction["queries"] == 4 * len(split["test"])
         assert direction["mean"]["rank1"] > 3 * direction["chance"]["rank1"]
-    assert runs.open_run(Storage(recipe.storage), "latest").name == "real"
+    assert open_run(Storage(recipe.storage), "latest").name == "real"

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from icre.errors import ConfigError, StoppedError, TrainingError, UserError
-from pipelines import evaluate, regdb, series
-from pipelines.command import run_app
 from pipelines.data.prepared import open_data
-from pipelines.measure import choices
-from pipelines.runs import Run
+from pipelines.evaluation import evaluate
+from pipelines.evaluation.measure import choices
+from pipelines.experiments import regdb, runner
+from pipelines.runs.run import Run
+from pipelines.runtime.command import run_app
 from pipelines.storage import Storage
 from pipelines.training import execution
 from tests.conftest import Recipes
@@ -140,10 +141,10 @@ def test_an_evaluation_from_the_middle_of_a_training_is_not_its_result(
 
     monkeypatch.setattr(execution, "execute", finish)
     monkeypatch.setattr(evaluate, "evaluate", evaluated)
-    assert series.result_of(run, split.recipe)["checkpoint"] == {"step": 6}
+    assert runner.result_of(run, split.recipe)["checkpoint"] == {"step": 6}
     monkeypatch.delattr(execution, "execute")
     monkeypatch.delattr(evaluate, "evaluate")
-    assert series.result_of(run, split.recipe)["checkpoint"] == {"step": 6}
+    assert runner.result_of(run, split.recipe)["checkpoint"] == {"step": 6}
 
 
 def test_a_failed_training_is_a_row_and_a_stopped_one_ends_the_command(
@@ -169,7 +170,7 @@ def test_a_failed_training_is_a_row_and_a_stopped_one_ends_the_command(
         return outcome
 
     monkeypatch.setattr(regdb, "open_data", lambda _: None)
-    monkeypatch.setattr(series, "result_of", result_of)
+    monkeypatch.setattr(runner, "result_of", result_of)
     folder = Storage(tmp_path / "table")
     markdown = regdb.run(splits, folder)
     found = rows(markdown)

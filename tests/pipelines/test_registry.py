@@ -20,13 +20,13 @@ from icre.model.build import build_network
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress
 from pipelines import cli
-from pipelines.networks import load_network
-from pipelines.registry import lease as lease_module
-from pipelines.registry.lease import LeaseLostError, hold, holder
-from pipelines.registry.log import Log
-from pipelines.registry.registry import CLASSES, PromotionConflictError, Registry, models
-from pipelines.runs import Run
+from pipelines.retraining.registry import CLASSES, PromotionConflictError, Registry, models
+from pipelines.runs import lease as lease_module
+from pipelines.runs.lease import LeaseLostError, hold, holder
+from pipelines.runs.networks import load_network
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
+from pipelines.storage.log import Log
 from tests.conftest import TINY
 
 CLASS_NAMES = ["anna", "ben", "cleo"]

@@ -14,9 +14,9 @@ from PIL import Image
 
 from icre.figures import cmc_curves
 from pipelines.reporting.camera_table import camera_table, camera_tables_markdown
+from pipelines.reporting.figure_export import Plates
 from pipelines.reporting.metric_table import COLUMNS, metric_table_markdown
 from pipelines.reporting.pictures import Picture
-from pipelines.reporting.plates import Plates
 from pipelines.reporting.report_page import RunContent, render
 
 DIRECTIONS = ("visible_to_infrared", "infrared_to_visible")

@@ -27,16 +27,17 @@ from icre.config import Retrain
 from icre.errors import DataError, IcreError, StoppedError, StorageError, TrainingError, UserError, WeightsError
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress
-from pipelines import cli, prepare, retrain
+from pipelines import cli, retrain
+from pipelines.data import prepare
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.networks import initial_network
-from pipelines.registry.lease import holder
-from pipelines.registry.registry import Registry
 from pipelines.retraining import challenger, images, judge, tick
 from pipelines.retraining.challenger import CLASSIFIER, carry_over
 from pipelines.retraining.journal import STEPS, Journal, Tick
-from pipelines.retraining.telling import NAMES
-from pipelines.runs import UNTRAINED, Run
+from pipelines.retraining.registry import Registry
+from pipelines.retraining.tick_metrics import NAMES
+from pipelines.runs.lease import holder
+from pipelines.runs.networks import initial_network
+from pipelines.runs.run import UNTRAINED, Run
 from pipelines.storage import Storage
 from pipelines.training import execution
 from tests.conftest import TINY

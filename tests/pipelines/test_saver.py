@@ -13,9 +13,9 @@ from icre import config
 from icre.errors import StorageError
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress, Snapshot
-from pipelines.runs import Run
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
-from pipelines.training.saver import Saved, Saver, folder_name
+from pipelines.training.checkpointer import Saved, Saver, folder_name
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import sys, threading
 from pathlib import Path
-from pipelines.session import ray_messages_to
+from pipelines.runtime.session import ray_messages_to
 
 with ray_messages_to(Path(sys.argv[1])):
     thread = threading.Thread(target=print, args=("a warning of Ray's",), name="ray_listen_error_messages")

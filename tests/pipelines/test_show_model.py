@@ -13,7 +13,7 @@ import pytest
 from icre import config
 from icre.model.complexity import component_grid
 from pipelines.cli import app
-from pipelines.command import run_app
+from pipelines.runtime.command import run_app
 from pipelines.show_model import as_markdown
 
 ROOT = Path(__file__).resolve().parents[2]

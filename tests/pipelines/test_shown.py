@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipelines import progress
-from pipelines.command import say
 from pipelines.data.fan_out import fan_out
+from pipelines.runtime import progress
+from pipelines.runtime.console import say
 
 
 class Screen(io.StringIO):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from icre import config
+from pipelines.experiments.sweep import DEFINITION, sweeps
 from pipelines.storage import Storage
-from pipelines.tuning.sweep import DEFINITION, sweeps
 from pipelines.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]

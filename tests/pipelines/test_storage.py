@@ -23,8 +23,8 @@ import pytest
 
 from cluster.local.object_store import ObjectStore
 from icre.errors import StorageError
-from pipelines import storage as storage_module
 from pipelines.storage import Storage, StorageNotFoundError
+from pipelines.storage import storage as storage_module
 
 SPAWN = multiprocessing.get_context("spawn")
 

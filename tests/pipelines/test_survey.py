@@ -9,7 +9,7 @@ import pytest
 
 from icre import config
 from icre.errors import ConfigError, DataError
-from pipelines.data.survey import Survey, survey
+from pipelines.data.catalog import Survey, survey
 
 Build = Callable[[Path], None]
 

@@ -23,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from icre import config
 from icre.errors import ConfigError, StorageError
-from pipelines.runs import Run
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
 from pipelines.telemetry import background as telemetry_background
 from pipelines.telemetry import telemetry

@@ -17,16 +17,17 @@ from ray import cloudpickle as ray_pickle
 from cluster.local.object_store import ObjectStore
 from icre import config
 from icre.errors import ConfigError, DataError, UserError
-from pipelines import prepare, tune
-from pipelines.runs import Run, runs
+from pipelines import tune
+from pipelines.data import prepare
+from pipelines.experiments import engine, trial_process, tuning
+from pipelines.experiments.outcomes import Group, Outcome, chosen, failure_of, grouped, outcomes_of
+from pipelines.experiments.plan import Probe, describe, listed_trials
+from pipelines.experiments.probing import probe
+from pipelines.experiments.searchers import scheduler_of, searcher_of
+from pipelines.experiments.sweep import open_sweep, sweep_of
+from pipelines.experiments.trial import Sweep, chosen_trial
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
-from pipelines.tuning import engine, running, trial_process
-from pipelines.tuning.choosing import scheduler_of, searcher_of
-from pipelines.tuning.outcomes import Group, Outcome, chosen, failure_of, grouped, outcomes_of
-from pipelines.tuning.plan import Probe, describe, listed_trials
-from pipelines.tuning.probing import probe
-from pipelines.tuning.sweep import open_sweep, sweep_of
-from pipelines.tuning.trial import Sweep, chosen_trial
 from tests.conftest import Recipes
 from tests.training import train_here
 
@@ -47,48 +48,48 @@ def test_a_sweep_ends_with_the_best_recipe_and_a_second_call_trains_nothing(
     recipes: Recipes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(engine, "run_trials", train_here)
-    monkeypatch.setattr(running, "probe", lambda *_: Probe(1.0, 2**20))
+    monkeypatch.setattr(tuning, "probe", lambda *_: Probe(1.0, 2**20))
     ray_pickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers cannot import the tests
     recipe = recipes(*SHORT, "tune.method=each", RATES)
     data = prepare.run(recipe)
     sweep = swept(recipe, "rates")
     capsys.readouterr()
-    said = running.run(sweep, data)
+    said = tuning.run(sweep, data)
     assert capsys.readouterr().out == "", "standard output is for results"
 
     folder = Storage(sweep.location)
     found = {outcome.run: outcome for outcome in outcomes_of(sweep)}
     assert [outcome.state for outcome in found.values()] == ["finished", "finished", "failed"]
     assert "not finite" in str(found["rates-0002"].error) and "rates-0002 failed" in said
-    status = (Run(runs(Storage(recipe.storage)) / "rates-0002").location / "status.json").read_json()
+    status = (Run.named(recipe.storage, "rates-0002").location / "status.json").read_json()
     assert status["state"] == "failed" and "not finite" in status["error"]
     # What the table says is what the runs' own validations say.
     reached = {}
     for name in ("rates-0000", "rates-0001"):
-        rows = [row for row in Run(runs(Storage(recipe.storage)) / name).metrics() if row["kind"] == "validation"]
+        rows = [row for row in Run.named(recipe.storage, name).metrics() if row["kind"] == "validation"]
         assert len(rows) == 2 == found[name].epochs
         reached[name] = max(row["mAP"] for row in rows)
     assert {name: outcome.best["mAP"] for name, outcome in found.items() if outcome.best} == reached
-    winner = Run(runs(Storage(recipe.storage)) / max(reached, key=lambda name: reached[name]))
+    winner = Run.named(recipe.storage, max(reached, key=lambda name: reached[name]))
     best = config.parse_recipe(yaml.safe_load((folder / "best.yaml").read_text()), where="best.yaml")
     assert best == winner.recipe
     assert (winner.location / "eval" / "best-folder.json").exists() and "on the test identities" in said
     others = [name for name in reached if name != winner.name]
-    assert not any((runs(Storage(recipe.storage)) / name / "eval").exists() for name in others), (
+    assert not any((Run.named(recipe.storage, name).location / "eval").exists() for name in others), (
         "test metrics of one only"
     )
     manifest = winner.manifest
     assert manifest["sweep"]["name"] == "rates" and sweep.location in manifest["parents"]
     assert {"sweep.png", "sweep.pdf", "parallel.png", "table.md"} <= set(folder.list())
 
-    before = {name: (Run(runs(Storage(recipe.storage)) / name).location / "status.json").read_text() for name in found}
-    assert running.run(sweep, data) == said
-    after = {name: (Run(runs(Storage(recipe.storage)) / name).location / "status.json").read_text() for name in found}
+    before = {name: (Run.named(recipe.storage, name).location / "status.json").read_text() for name in found}
+    assert tuning.run(sweep, data) == said
+    after = {name: (Run.named(recipe.storage, name).location / "status.json").read_text() for name in found}
     assert after == before
 
     # The same name for something else, and what is there, by a stranger to this process.
     with pytest.raises(UserError, match=r"rates exists .*optimizer\.backbone_lr \(0\.0002 there, 0\.5 now\)"):
-        running.run(swept(recipes(*SHORT, "tune.method=each", RATES, "optimizer.backbone_lr=0.5"), "rates"), data)
+        tuning.run(swept(recipes(*SHORT, "tune.method=each", RATES, "optimizer.backbone_lr=0.5"), "rates"), data)
     again, definition = open_sweep(Storage(recipe.storage), "rates")
     assert definition["data"]["hash"] == data.hash
     assert grouped(outcomes_of(again)) == grouped(list(found.values()))
@@ -103,7 +104,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(recipes: 
     without = recipes(*SHORT, RATES, f"data.root={images}", "data.name=without")
     data = prepare.run(without)
     with pytest.raises(DataError, match="validation identities"):
-        running.run(swept(without, "blind"), data)
+        tuning.run(swept(without, "blind"), data)
     assert not Storage(swept(without, "blind").location).exists()
     with pytest.raises(ConfigError, match=r"train\.workers=\[1, 2\]"):
         path = tmp_path / "elastic.yaml"
@@ -182,7 +183,7 @@ def test_asha_knows_after_a_restart_what_was_reached_before_it(recipes: Recipes)
         return str(scheduler.on_trial_result(None, trials[number], result))  # type: ignore[arg-type]
 
     assert decision(1, 0.1) == "CONTINUE", "nothing to be compared with"
-    before = Run(runs(Storage(sweep.base.storage)) / sweep.trials[0].run)
+    before = Run.named(sweep.base.storage, sweep.trials[0].run)
     before.write_metrics(
         {"kind": "validation", "step": 6 * n, "epoch": n - 1, "mAP": 0.5 + n / 100, "rank1": 0.0, "mINP": 0.0}
         for n in range(1, 4)
@@ -236,7 +237,7 @@ def test_the_probe_measures_a_step_and_the_size_of_what_is_kept(recipes: Recipes
     measured = probe(recipe, classes=5)
     assert measured.step_s > 0
     # Adam keeps two tensors beside each weight: three times the weights, and a little for buffers and counters.
-    from pipelines.networks import initial_network
+    from pipelines.runs.networks import initial_network
 
     network = initial_network(recipe, classes=5)
     weights = sum(parameter.nbytes for parameter in network.parameters())

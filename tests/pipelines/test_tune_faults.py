@@ -25,19 +25,19 @@ from cluster.local.object_store import ObjectStore
 from icre import config, figures
 from icre.errors import ConfigError
 from icre.figures import sweep_curves
-from pipelines import prepare
-from pipelines.runs import Run
+from pipelines.data import prepare
+from pipelines.experiments import engine, trial_process, tuning
+from pipelines.experiments.outcomes import Outcome, chosen, failure_of, grouped, is_settled, outcomes_of
+from pipelines.experiments.plan import listed_trials
+from pipelines.experiments.results import summarise
+from pipelines.experiments.searchers import scheduler_of, searcher_of
+from pipelines.experiments.sweep import sweep_of
+from pipelines.experiments.trial import METRICS, Sweep, chosen_trial, lineage
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
 from pipelines.training import launch
 from pipelines.training.execution import execute
-from pipelines.training.worker import Worker
-from pipelines.tuning import engine, running, trial_process
-from pipelines.tuning.choosing import scheduler_of, searcher_of
-from pipelines.tuning.outcomes import Outcome, chosen, failure_of, grouped, is_settled, outcomes_of
-from pipelines.tuning.plan import listed_trials
-from pipelines.tuning.results import summarise
-from pipelines.tuning.sweep import sweep_of
-from pipelines.tuning.trial import METRICS, Sweep, chosen_trial, lineage
+from pipelines.training.trainer import Worker
 from tests.conftest import Recipes
 from tests.killing import WAIT_S, killing_workers, last_step, wait_until
 from tests.training import equal, timeless, trained_plainly, weights
@@ -343,7 +343,7 @@ def test_what_the_images_do_not_allow_is_an_error_before_or_a_failure_with_its_r
     many = recipes("tune.method=grid", "tune.space={batch.identities: [4, 500, 501]}")
     data = prepare.run(many)
     with pytest.raises(ConfigError, match=r"many-0001: .*500.*\nmany-0002: .*501"):
-        running.run(swept(many, "many"), data)
+        tuning.run(swept(many, "many"), data)
     assert not Storage(swept(many, "many").location).exists()
 
     searched = recipes("tune.method=tpe", "tune.space={batch.identities: {low: 500, high: 501, integer: true}}")

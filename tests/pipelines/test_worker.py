@@ -15,9 +15,9 @@ from icre.errors import NotFiniteError
 from icre.figures.training import loss_terms
 from icre.model.build import build_network
 from icre.training.step import Batch
-from pipelines.runs import Run
+from pipelines.runs.run import Run
 from pipelines.storage import Storage
-from pipelines.training.worker import Worker
+from pipelines.training.trainer import Worker
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import pytest
 from icre.data.records import MODALITIES, Modality, Record
 from icre.data.sources import llcm
 from icre.errors import ProtocolError
-from icre.evaluation.draws import trials
+from icre.evaluation.gallery_sampling import trials
 from icre.evaluation.protocols import FIXED
 from tests.icre.data.image_trees import add_junk, assert_stops, at_awkward_roots, touch
 

@@ -14,7 +14,7 @@ from icre.data.sources import sysu
 from icre.data.sources.permutations import read_permutations
 from icre.data.sources.sysu import Mode
 from icre.errors import ProtocolError
-from icre.evaluation.draws import trials
+from icre.evaluation.gallery_sampling import trials
 from icre.evaluation.protocols import FIXED
 from tests.icre.data.image_trees import add_junk, assert_stops, at_awkward_roots, touch
 

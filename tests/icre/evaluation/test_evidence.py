@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from icre.data.records import Record
-from icre.evaluation import Protocol, draw_gallery, evaluate_ranking, evidence
-from icre.evaluation.evidence import camera_pairs, distance_histogram, ranked_lists
+from icre.evaluation import Protocol, diagnostics, draw_gallery, evaluate_ranking
+from icre.evaluation.diagnostics import camera_pairs, distance_histogram, ranked_lists
 
 NAMES = {"visible_to_infrared": ("visible", "infrared"), "infrared_to_visible": ("infrared", "visible")}
 
@@ -43,7 +43,7 @@ class Images:
 
 @pytest.mark.parametrize("at_a_time", [1024, 7])
 def test_histogram_counts_every_pair_of_modalities_once(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "QUERIES_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(diagnostics, "QUERIES_AT_A_TIME", at_a_time)
     images = Images()
     counts = {"intra": [0] * 64, "inter": [0] * 64}
     distances: dict[str, list[float]] = {"intra": [], "inter": []}

@@ -20,7 +20,7 @@ from icre.evaluation import (
     protocol_of,
     run_protocol,
 )
-from icre.evaluation.draws import trials
+from icre.evaluation.gallery_sampling import trials
 from icre.evaluation.protocols import FIXED, for_validation
 from tests.icre.evaluation.reference import reference_ranking
 

@@ -17,7 +17,7 @@ from icre.evaluation import (
     evaluate_regdb,
     evaluate_sysu,
 )
-from icre.evaluation.inputs import encode_labels
+from icre.evaluation.labels import encode_labels
 from icre.evaluation.scores import match_labels, score_matching, summarise
 from tests.icre.evaluation.reference import reference_ranking
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from icre.insight.attention import attention_of, probabilities, strongest_cells
+from icre.explain.attention import attention_of, probabilities, strongest_cells
 from icre.model.backbone import Architecture
 from icre.model.network import ICRENetwork
 from icre.model.sdce import Attention, AttentionStage

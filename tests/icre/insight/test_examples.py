@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from icre.data.records import Modality, Record
-from icre.insight.examples import spread_rows
+from icre.explain.sample_selection import spread_rows
 
 
 def records(*counts: tuple[str, int, int]) -> list[Record]:

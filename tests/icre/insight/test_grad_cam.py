@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from icre.data.records import MODALITIES, Record
 from icre.errors import DataError
-from icre.insight.grad_cam import Score, grad_cam, logit_of, partners, similarity_to
+from icre.explain.grad_cam import Score, grad_cam, logit_of, partners, similarity_to
 from icre.model.backbone import Architecture
 from icre.model.head import Output
 from icre.model.network import ICRENetwork

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from icre.insight.masks import mask_maps
+from icre.explain.masks import mask_maps
 from icre.model.backbone import Architecture
 from icre.model.network import ICRENetwork
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icre.insight.scatter import scatter
+from icre.explain.tsne import scatter
 
 
 def people(count: int, each: int, *, spread: float) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.local.ray_cluster import LocalCluster
 from pipelines.cli import app
-from pipelines.command import run_app
+from pipelines.runtime.command import run_app
 
 PLANTED = {
     name: f"planted{secrets.token_hex(16)}"

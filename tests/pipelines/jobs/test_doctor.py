@@ -21,8 +21,8 @@ import pytest
 
 from cluster.local.ray_cluster import LocalCluster
 from icre.errors import StorageError
-from pipelines.checkup import machine, nodes, storing
-from pipelines.checkup.finding import Finding
+from pipelines.checks import machine, nodes, storage_checks
+from pipelines.checks.result import Finding
 from pipelines.jobs.server import JobServer
 from pipelines.storage import Storage
 from tests.pipelines.jobs.conftest import Icre
@@ -120,9 +120,9 @@ def test_a_storage_that_works_is_left_as_it_was(
     for name, value in object_store.environment().items():
         monkeypatch.setenv(name, value)
     for storage in (Storage(tmp_path / "here"), Storage(object_store.url) / "doctor"):
-        assert states(storing.check_storage(storage)) == {"storage": "ok", "storage: create once": "ok"}
-        assert storage.walk_files() == []
-    assert states(storing.clock(Storage(object_store.url))) == {"clock": "ok"}
+        assert states(storage_checks.check_storage(storage)) == {"storage": "ok", "storage: create once": "ok"}
+        assert storage_checks.walk_files() == []
+    assert states(storage_checks.clock(Storage(object_store.url))) == {"clock": "ok"}
 
 
 @pytest.mark.parametrize("storage", ["/proc/icre", "s3://not-there/x"])
@@ -142,28 +142,28 @@ def test_a_storage_that_cannot_be_written(
 
 def test_a_store_that_lets_two_create_the_same_object(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def overwrite(storage: Storage, data: bytes) -> bool:
-        storage.write_bytes(data)
+        storage_checks.write_bytes(data)
         return True
 
     monkeypatch.setattr(Storage, "create", overwrite)
-    assert states(storing.check_storage(Storage(tmp_path)))["storage: create once"] == "failed"
+    assert states(storage_checks.check_storage(Storage(tmp_path)))["storage: create once"] == "failed"
 
 
 def test_a_store_that_keeps_or_changes_what_it_should_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Storage, "list", lambda storage: ["old"])
-        assert states(storing.check_storage(Storage(tmp_path / "a")))["storage"] == "failed"
+        assert states(storage_checks.check_storage(Storage(tmp_path / "a")))["storage"] == "failed"
     write = Storage.write_bytes
     monkeypatch.setattr(Storage, "write_bytes", lambda storage, data: write(storage, data[:-1]))
-    assert states(storing.check_storage(Storage(tmp_path / "b")))["storage"] == "failed"
+    assert states(storage_checks.check_storage(Storage(tmp_path / "b")))["storage"] == "failed"
 
 
 def test_another_machines_storage(tmp_path: Path) -> None:
     storage = Storage(tmp_path)
-    assert storing.sees(storage, "probe", b"x").state == "failed"
+    assert storage_checks.sees(storage, "probe", b"x").state == "failed"
     (storage / "probe").write_bytes(b"x")
-    assert storing.sees(storage, "probe", b"x").state == "ok"
-    assert storing.sees(storage, "probe", b"y").state == "failed"
+    assert storage_checks.sees(storage, "probe", b"x").state == "ok"
+    assert storage_checks.sees(storage, "probe", b"y").state == "failed"
 
 
 @contextlib.contextmanager
@@ -191,9 +191,9 @@ def server_with_date(offset_s: float | None) -> Iterator[str]:
 )
 def test_the_clock_is_held_against_the_stores(offset_s: float | None, state: str) -> None:
     with server_with_date(offset_s) as url:
-        assert storing.clock_against(url).state == state
+        assert storage_checks.clock_against(url).state == state
     with pytest.raises(StorageError):
-        storing.clock_against(url)
+        storage_checks.clock_against(url)
 
 
 # A cluster

@@ -19,7 +19,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobStatus
 
 from cluster.local.ray_cluster import LocalCluster
-from pipelines.jobs.following import exit_code, follow, known
+from pipelines.jobs.job_logs import exit_code, follow, known
 from pipelines.jobs.server import JobServer, connect
 from pipelines.jobs.upload import survey
 from tests.pipelines.jobs.conftest import PLANTED, Icre

@@ -1,1 +1,0 @@
-"""What a trained network looks at, and how it arranges people: the computations behind the paper's pictures."""

@@ -1,0 +1,43 @@
+"""Preparing a data set inside an open Ray session, and what is said of it."""
+
+from __future__ import annotations
+
+from icre import config
+from pipelines.data import ingest
+from pipelines.data.prepared import PreparedData
+from pipelines.runtime.console import say
+
+
+def run(recipe: config.Recipe) -> PreparedData:
+    """Prepare inside an open Ray session and say what came out."""
+    data, written = ingest.prepare(recipe)
+    manifest = data.manifest
+    for difference in manifest["differences"]:
+        say(f"prepare: warning: {recipe.data.source}: {difference}")
+    say(f"prepare: {'wrote' if written else 'already there, nothing to do:'} {data.location.url}")
+    if one_sided := manifest["not_trained"]:
+        say(f"prepare: {len(one_sided)} training identities lack a modality, not trained on: {_first(one_sided)}")
+    if manifest["set_aside"]:
+        say(f"prepare: {len(manifest['set_aside'])} files set aside: {_first(manifest['set_aside'])}")
+        say("prepare: the whole list is under set_aside in its manifest.json, and in each run's")
+    print(describe_counts(manifest["counts"]))
+    return data
+
+
+def describe_counts(counts: dict[str, dict[str, object]]) -> str:
+    """Markdown table: identities, images of each modality and cameras of each split."""
+    lines = ["| split | identities | visible | infrared | visible cameras | infrared cameras |"]
+    lines.append("|---|---:|---:|---:|---|---|")
+    for split, row in counts.items():
+        cameras = row["cameras"]
+        assert isinstance(cameras, dict)
+        named = [", ".join(cameras[m]) or "-" for m in ("visible", "infrared")]
+        lines.append(
+            f"| {split} | {row['identities']} | {row['visible']} | {row['infrared']} | {named[0]} | {named[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def _first(reasons: dict[str, str], limit: int = 3) -> str:
+    shown = "; ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:limit])
+    return shown + ("; …" if len(reasons) > limit else "")

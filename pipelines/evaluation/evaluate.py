@@ -1,0 +1,74 @@
+"""Evaluating a checkpoint of a run; the result lands in the run's eval/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from icre import config
+from icre.data.sources import sysu
+from icre.data.sources.permutations import read_permutations
+from icre.evaluation import protocol_of
+from icre.evaluation.gallery_sampling import Permutations
+from pipelines.data.prepared import open_data
+from pipelines.evaluation.features import features_of, model_hash
+from pipelines.evaluation.measure import measure
+from pipelines.runs.networks import load_network
+from pipelines.runs.run import Run
+from pipelines.runtime.command import override_recipe
+from pipelines.runtime.console import say
+from pipelines.storage import Storage
+
+
+def evaluated_recipes(
+    run: Run, storage: str, overrides: Sequence[str] = (), protocols: Sequence[str] | None = None
+) -> list[config.Recipe]:
+    """The run's own recipe with ``overrides`` on top, in the storage it was found in; one for each protocol."""
+    where = f"run {run.name}"
+    common = [f"storage={storage}"]
+    if not protocols:
+        return [override_recipe(run.recipe, [*overrides, *common], where=where)]
+    own = config.Evaluation()
+    reset = [f"evaluation.{key}={getattr(own, key)}" for key in sorted(config.FOLDER_CHOICES)]
+    return [
+        override_recipe(
+            run.recipe,
+            [*(reset if name != "folder" else ()), *overrides, *common, f"evaluation.protocol={name}"],
+            where=where,
+        )
+        for name in dict.fromkeys(protocols)
+    ]
+
+
+def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
+    """Evaluate one checkpoint inside an open Ray session and write ``eval/<name>-<protocol>.json``."""
+    data = open_data(recipe)
+    permutations = permutations_of(recipe) if protocol_of(recipe).draw == "official" else None
+    network, described = load_network(run.location.url, name)
+    model = described["sha256"] or model_hash(network)
+    features, kept = features_of(run, name, model, data, "test", recipe)
+    how = recipe.evaluation.protocol + (", features as extracted before" if kept else "")
+    say(f"evaluate: {described['name']} checkpoint of {run.name} on {data.location.url}, {how}")
+    result = {
+        "run": run.name,
+        "checkpoint": described,
+        "synthetic": data.manifest["synthetic"],
+        **measure(features, data, recipe, permutations=permutations),
+    }
+    for difference in result["data"]["differences"]:
+        say(f"warning: {difference}")
+    result_path(run, name, recipe).write_json(result)
+    return result
+
+
+def permutations_of(recipe: config.Recipe) -> Permutations | None:
+    """The official draws of SYSU-MM01, which lie beside the images that were prepared; None without ``data.root``."""
+    return None if recipe.data.root is None else read_permutations(Path(recipe.data.root) / sysu.PERMUTATIONS)
+
+
+def result_path(run: Run, name: str, recipe: config.Recipe) -> Storage:
+    """Where the result of a checkpoint is written."""
+    settings = recipe.evaluation
+    options = [option for option in ("flip", "rerank") if getattr(settings, option)]
+    return run.location / "eval" / f"{'-'.join([name, settings.protocol, *options])}.json"

@@ -1,0 +1,231 @@
+"""The registry: which model is in service, which were before, and their weights.
+
+``<storage>/registry/<model>/history/000001.json …``  promotions and rollbacks; the newest one names the champion
+``<storage>/registry/<model>/models/<run>-<step>-<sha>/``  a copy of each promoted checkpoint, laid out as a run folder
+
+The copy is made before the entry: what an entry names is there, whatever becomes of the run. Copies are never removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from icre.errors import DataError, UserError, WeightsError
+from icre.training import checkpoint
+from pipelines.runs.provenance import now
+from pipelines.runs.run import Run
+from pipelines.storage import Storage
+from pipelines.storage.log import Log
+
+CLASSES = "classes.json"
+"""In the run folder of a challenger: ``classes``, by label, and ``seen``, all identities its weights ever learnt."""
+BEST = "best"
+
+
+class PromotionConflictError(UserError):
+    """Another promotion or rollback came first."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a model's history. ``origin`` is the number of the promotion whose weights are meant."""
+
+    number: int
+    kind: Literal["promote", "rollback"]
+    time: str
+    by: str
+    run: str
+    checkpoint: str
+    folder: str
+    sha256: str
+    origin: int
+    previous: int
+    """Origin of the champion that was replaced when these weights were promoted; 0 for the first ones."""
+    decision: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The history of one model."""
+
+    storage: Storage
+    model: str
+
+    @property
+    def location(self) -> Storage:
+        """Where everything about the model is."""
+        return self.storage / "registry" / self.model
+
+    @property
+    def history(self) -> Log:
+        """Promotions and rollbacks."""
+        return Log(self.location / "history")
+
+    @property
+    def frozen(self) -> Log:
+        """Lists of test images that models are compared on; the newest counts."""
+        return Log(self.location / "frozen")
+
+    @property
+    def lease(self) -> Log:
+        """Of the tick that works on this model."""
+        return Log(self.location / "lease")
+
+    def newest(self) -> int:
+        """Number of the newest entry, 0 for a model without any."""
+        return self.history.newest()
+
+    def entry(self, number: int) -> Entry:
+        """Raises UserError for a number that is not in the history."""
+        known = self.history.numbers()
+        if number not in known:
+            raise UserError(
+                f"model {self.model} has no entry {number} in {self.history.location.url}",
+                hint=f"its entries are {', '.join(map(str, known)) or 'none yet'}",
+            )
+        return Entry(number=number, **self.history.read(number))
+
+    def entries(self) -> list[Entry]:
+        """Oldest first."""
+        return [Entry(number=number, **self.history.read(number)) for number in self.history.numbers()]
+
+    def champion(self) -> Entry | None:
+        """The entry whose weights serve now; None before the first promotion."""
+        newest = self.newest()
+        return self.entry(newest) if newest else None
+
+    def weights(self, entry: Entry) -> Run:
+        """The copy of an entry's checkpoint, ``best`` of a folder that is read as a run's."""
+        return Run(self.location / "models" / entry.folder)
+
+    def verify(self, entry: Entry) -> None:
+        """Raises WeightsError unless the copy's weights have the SHA-256 of the entry. Reads them whole."""
+        path = self.weights(entry).location / "checkpoints" / entry.checkpoint / checkpoint.NETWORK
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+        if found != entry.sha256:
+            raise WeightsError(
+                f"model {self.model}, entry {entry.number}: the weights {path.url} are "
+                + ("missing" if found is None else f"corrupted: SHA-256 {found}, promoted were {entry.sha256}"),
+                hint=self._way_back(entry),
+            )
+
+    def promote(self, run: Run, name: str, *, after: int, by: str, decision: Mapping[str, Any] | None = None) -> Entry:
+        """Put the checkpoint ``name`` of ``run`` in service, if entry ``after`` still is the newest (0: none yet).
+
+        Raises PromotionConflictError if it is not, DataError or WeightsError for a checkpoint that is missing or
+        damaged; the registry is then as it was.
+        """
+        champion = self.entry(after) if after else None
+        folder, step, sha256 = self._copy(run, name)
+        return self._append(
+            Entry(
+                number=after + 1,
+                kind="promote",
+                time=now(),
+                by=by,
+                run=run.name,
+                checkpoint=step,
+                folder=folder,
+                sha256=sha256,
+                origin=after + 1,
+                previous=champion.origin if champion else 0,
+                decision=decision,
+            )
+        )
+
+    def rollback(self, *, to: int | None = None, by: str) -> Entry:
+        """Serve the weights of entry ``to`` again; None: those that the champion replaced when it was promoted.
+
+        Raises UserError when there are none, WeightsError when theirs are corrupted too, PromotionConflictError when
+        something was promoted meanwhile.
+        """
+        champion = self.champion()
+        if champion is None:
+            raise UserError(f"model {self.model} has no champion", hint="`icre registry list` names the models")
+        asked = (champion.previous or champion.number) if to is None else to
+        target = self.entry(self.entry(asked).origin)
+        if target.origin == champion.origin:
+            raise UserError(
+                f"model {self.model} has nothing before entry {champion.origin} to go back to"
+                if to is None
+                else f"entry {to} of model {self.model} is what serves now",
+                hint=f"`icre registry show {self.model}` lists the entries; `--to N` names one",
+            )
+        self.verify(target)
+        changes = {"number": champion.number + 1, "kind": "rollback", "time": now(), "by": by, "decision": None}
+        return self._append(Entry(**(asdict(target) | changes)))
+
+    def _append(self, entry: Entry) -> Entry:
+        content = {key: value for key, value in asdict(entry).items() if key != "number"}
+        if not self.history.append(content, after=entry.number - 1):
+            first = self.entry(entry.number)
+            raise PromotionConflictError(
+                f"model {self.model}: entry {first.number}, a {first.kind} of {first.run} by {first.by}, came first",
+                hint=f"look at `icre registry show {self.model}`, and try again if this one shall still serve",
+            )
+        return entry
+
+    def _copy(self, run: Run, name: str) -> tuple[str, str, str]:
+        """Copy what serving and warm starts need; the folder, the step's folder and the SHA-256 of the weights.
+
+        ``checkpoints/best`` is written last, so a copy that was interrupted is made again.
+        """
+        with run.checkpoint(name) as (local, meta), tempfile.TemporaryDirectory(prefix="icre-registry-") as scratch:
+            described = meta["files"][checkpoint.NETWORK]
+            step = f"step-{checkpoint.progress_of(meta).step:08d}"
+            folder = f"{run.name}-{step}-{described['sha256'][:12]}"
+            copy = Run(self.location / "models" / folder)
+            if copy.reference(BEST) is None or not _holds(copy, step, described):
+                (copy.location / "config.yaml").write_text((run.location / "config.yaml").read_text())
+                (copy.location / "manifest.json").write_json(run.manifest)
+                (copy.location / CLASSES).write_json(learnt(run))
+                (copy.location / "checkpoints" / step / checkpoint.NETWORK).upload(local / checkpoint.NETWORK)
+                reduced = Path(scratch) / checkpoint.META
+                reduced.write_text(json.dumps(meta | {"files": {checkpoint.NETWORK: described}}, indent=2))
+                (copy.location / "checkpoints" / step / checkpoint.META).upload(reduced)
+                copy.point(BEST, step)
+            return folder, step, described["sha256"]
+
+    def _way_back(self, entry: Entry) -> str:
+        for number in sorted({e.origin for e in self.entries() if e.origin < entry.origin}, reverse=True):
+            earlier = self.entry(number)
+            try:
+                self.verify(earlier)
+            except WeightsError:
+                continue
+            return f"`icre registry rollback {self.model} --to {number}` serves {earlier.run} again, which is intact"
+        return f"no earlier model is intact: `icre registry promote {self.model} --run …` serves another run"
+
+
+def models(storage: Storage) -> list[str]:
+    """Names of all models with a history, sorted."""
+    return [name for name in (storage / "registry").list() if Registry(storage, name).newest()]
+
+
+def learnt(run: Run) -> dict[str, Any]:
+    """``classes``: training identities by label, None if unknown; ``seen``: all that the weights ever learnt."""
+    path = run.location / CLASSES
+    if path.exists():
+        content: dict[str, Any] = path.read_json()
+        return content
+    from pipelines.data.prepared import open_data  # pyarrow: not for those who only look a model up
+
+    try:
+        data = open_data(run.recipe)
+    except DataError:
+        data = None
+    known = data is not None and data.hash == run.manifest["data"]["hash"]
+    classes = data.classes if data is not None and known else None
+    return {"classes": classes, "seen": classes or []}
+
+
+def _holds(copy: Run, step: str, described: dict[str, Any]) -> bool:
+    """Whether the copy's weights have the size and the SHA-256 that they should."""
+    path = copy.location / "checkpoints" / step / checkpoint.NETWORK
+    return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == described["sha256"]

@@ -1,0 +1,1 @@
+"""The run folder: opening it, its networks, its provenance, and the lease on it."""

@@ -1,0 +1,205 @@
+"""The run folder: the same tree on disk and in object storage.
+
+config.yaml  manifest.json  metrics.jsonl  status.json  checkpoints/{last,best,step-*}  eval/*.json
+features/  report/index.html  logs/
+
+``checkpoints/last`` and ``checkpoints/best`` are one-line files that name a ``step-…`` folder: a single small
+object is replaced atomically everywhere, a folder is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from icre import config
+from icre.errors import DataError, IcreError, StoppedError, UserError, WeightsError
+from icre.training import checkpoint
+from pipelines.runs.provenance import now, provenance
+from pipelines.runtime.console import print_warning
+from pipelines.storage import Storage
+
+UNTRAINED = "untrained"
+"""Name of the checkpoint that every run has: the weights before the first step, made anew from the recipe."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    location: Storage
+
+    @classmethod
+    def named(cls, storage: str, name: str) -> Run:
+        """The run ``name`` in the storage at this URL, whether it has been started or not."""
+        return cls(runs_of(Storage(storage)) / name)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.location.url.rstrip("/").rpartition("/")[2]
+
+    @property
+    def recipe(self) -> config.Recipe:
+        """The resolved recipe that the run was started with."""
+        text = (self.location / "config.yaml").read_text()
+        return config.parse_recipe(yaml.safe_load(text), where=(self.location / "config.yaml").url)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Provenance, written once at the start."""
+        content: dict[str, Any] = (self.location / "manifest.json").read_json()
+        return content
+
+    @property
+    def state(self) -> str | None:
+        """running, finished, stopped, failed or pending, as last written; None for a run that has not started."""
+        path = self.location / "status.json"
+        return str(path.read_json()["state"]) if path.exists() else None
+
+    def write_status(self, state: str, **details: Any) -> None:
+        """state: running, finished, failed, stopped (in order, to go on later) or pending (until its sweep does)."""
+        (self.location / "status.json").write_json({"state": state, "updated": now(), **details})
+
+    def write_failure(self, error: IcreError, **details: Any) -> None:
+        """Why the run ended early, as its user may read it: status.json has message, hint and exit code apart."""
+        state = "stopped" if isinstance(error, StoppedError) else "failed"
+        self.write_status(state, error=error.message, hint=error.hint, exit_code=error.exit_code, **details)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl, oldest first; empty before the first was written."""
+        path = self.location / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def validations(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that are validations."""
+        return [row for row in self.metrics() if row["kind"] == "validation"]
+
+    def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Replace metrics.jsonl as a whole: object storage cannot append."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.location / "metrics.jsonl").write_text(text)
+
+    def reference(self, name: str) -> str | None:
+        """The ``step-…`` folder that ``checkpoints/<name>`` (last, best) points to, or None."""
+        path = self.location / "checkpoints" / name
+        return path.read_text().strip() if path.exists() else None
+
+    def point(self, name: str, step_folder: str) -> None:
+        """Let ``checkpoints/<name>`` name a checkpoint that is completely written."""
+        (self.location / "checkpoints" / name).write_text(step_folder + "\n")
+
+    def remove_checkpoints(self, *, but: Collection[str | None]) -> None:
+        """Remove every ``step-…`` folder except ``but``; its metadata first, so that no half is ever read."""
+        folder = self.location / "checkpoints"
+        for name in folder.list():
+            if name.startswith("step-") and name not in but:
+                (folder / name / checkpoint.META).delete()
+                (folder / name).delete()
+
+    @contextlib.contextmanager
+    def checkpoint(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """A verified local copy of the checkpoint ``last``, ``best`` or ``step-…``, and its metadata."""
+        folder = self.reference(name) if name in ("last", "best") else name
+        source = self.location / "checkpoints" / (folder or name)
+        if folder is None or not (source / checkpoint.META).exists():
+            known = [n for n in (self.location / "checkpoints").list() if n.startswith("step-")]
+            raise DataError(
+                f"run {self.name} has no checkpoint {name!r}",
+                hint=f"it has: {', '.join(known) or 'none yet'}; `untrained` is always there",
+            )
+        with tempfile.TemporaryDirectory(prefix="icre-checkpoint-") as scratch:
+            local = Path(scratch)
+            for file in (checkpoint.META, checkpoint.NETWORK, checkpoint.OPTIMIZER):
+                if (source / file).exists():
+                    (source / file).download(local / file)
+            yield local, checkpoint.read_meta(local)
+
+    @contextlib.contextmanager
+    def newest_checkpoint(
+        self, warn: Callable[[str], None] = print_warning
+    ) -> Iterator[tuple[Path, dict[str, Any]] | None]:
+        """The checkpoint that training goes on from: ``last``, or the newest intact one before it; None before any.
+
+        A damaged one is passed over with a warning. Raises WeightsError when there are checkpoints and all are damaged.
+        """
+        last = self.reference("last")
+        if last is None:
+            yield None
+            return
+        names = [name for name in (self.location / "checkpoints").list() if name.startswith("step-") and name <= last]
+        with contextlib.ExitStack() as stack:
+            for name in sorted({last, *names}, reverse=True):
+                try:
+                    found = stack.enter_context(self.checkpoint(name))
+                except (WeightsError, DataError) as error:
+                    warn(f"checkpoint {name} of run {self.name} is passed over: {error.message}")
+                    continue
+                yield found
+                return
+        raise WeightsError(
+            f"run {self.name}: all its checkpoints are damaged: {', '.join(sorted({last, *names}))}",
+            hint="restore one of them from a copy of the storage, or start a new run",
+        )
+
+
+def runs_of(storage: Storage) -> Storage:
+    """Where runs live."""
+    return storage / "runs"
+
+
+def create_run(
+    recipe: config.Recipe,
+    name: str | None,
+    *,
+    data: Mapping[str, Any],
+    data_url: str,
+    lineage: Mapping[str, Any] | None = None,
+) -> Run:
+    """A new run folder with config.yaml and manifest.json. Raises UserError when the name is taken.
+
+    data: the manifest of the data set that the run trains on, which is at ``data_url``.
+    lineage: further entries of the run's manifest; its ``parents`` are added to the data set.
+    """
+    name = name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    run = Run.named(recipe.storage, name)
+    if (run.location / "manifest.json").exists():
+        raise UserError(
+            f"run {name} exists at {run.location.url}",
+            hint="give another --run name, or leave it out for one made of the date and time",
+        )
+    (run.location / "config.yaml").write_text(recipe.to_yaml())
+    further = dict(lineage or {})
+    parents = [data_url, *further.pop("parents", [])]
+    (run.location / "manifest.json").write_json(provenance(recipe, data) | further | {"run": name, "parents": parents})
+    return run
+
+
+def open_run(storage: Storage, name: str) -> Run:
+    """An existing run; ``latest`` is the one that was started last. Raises DataError when there is none."""
+    found = newest_first(storage)
+    if name == "latest" and found:
+        return found[0]
+    by_name = {run.name: run for run in found}
+    if name not in by_name:
+        raise DataError(
+            f"no run {name!r} in {runs_of(storage).url}",
+            hint=f"runs there: {', '.join(sorted(by_name)) or 'none'}; start one with `icre train`",
+        )
+    return by_name[name]
+
+
+def newest_first(storage: Storage) -> list[Run]:
+    """All runs, the one that was started last first."""
+    folder = runs_of(storage)
+    names = folder.list() if folder.exists() else []
+    started = [Run(folder / n) for n in names if (folder / n / "manifest.json").exists()]
+    return sorted(started, key=lambda run: str(run.manifest["created"]), reverse=True)

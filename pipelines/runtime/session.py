@@ -1,0 +1,198 @@
+"""A Ray session: the cluster the command runs on, or a local one that ends with it; quiet on the console."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import ray
+import ray.data
+
+from icre import config
+from icre.errors import StorageError
+from pipelines.runtime.console import warned_of
+from pipelines.runtime.progress import progress
+from pipelines.storage import Storage
+
+# Ray reads these when it starts; what the user exported wins.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Ray Train's controller looks for reports this often; the default of 2 s would stall every report.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+LOGS_COPIED = ("worker-*.err", "worker-*.out", "raylet.*", "gcs_server.*", "ray-data/*", "ray-train*", "train/*")
+
+
+MIN_LOGICAL_CPUS = 4
+"""On fewer, Ray warns on the console about the processes that fractional CPU requests bring."""
+
+
+@dataclass(frozen=True, order=True)
+class Demand:
+    """Logical CPUs that a verb needs at the same time; a local Ray is started with at least as many."""
+
+    cpus: float
+
+    @classmethod
+    def of_training(cls, train: config.Train) -> Demand:
+        """Workers and their decode tasks."""
+        loaders = train.loaders * train.loader_cpus if train.cache == "encoded" else 0
+        return cls(train.worker_range[1] * (train.cpus_per_worker + loaders))
+
+    @classmethod
+    def of_embedding(cls, evaluation: config.Evaluation) -> Demand:
+        """Embedding processes, and the tasks that read for them, which reserve a whole CPU."""
+        return cls(evaluation.workers * evaluation.cpus_per_worker + 1)
+
+
+@contextlib.contextmanager
+def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterator[None]:
+    """Connect to ``RAY_ADDRESS`` if set (as inside a Ray job), else start Ray here and stop it at the end.
+
+    Ray's own log lines go to ``logs/driver.log``; at the end of a local session its processes' logs are copied
+    there too. A session that is already open (the demo runs several verbs in one) is used as it is.
+
+    dashboard: a Ray that is started here has one, which also tells Prometheus where its nodes are; it takes seconds.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with _log_to(logs / "driver.log"), _native_stderr_to(logs / "driver.err"), ray_messages_to(logs / "driver.out"):
+        if ray.is_initialized():
+            yield
+            return
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        attached = bool(os.environ.get("RAY_ADDRESS"))
+        started: dict[str, Any] = {}
+        if not attached:
+            # Without this, Ray would join whatever cluster was started last on this machine.
+            started["address"] = "local"
+            started["include_dashboard"] = dashboard
+            started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus), MIN_LOGICAL_CPUS)
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
+        with progress("joining the cluster" if attached else "starting Ray"):
+            session: Any = ray.init(**quiet, **started)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        # The newer reader of Parquet starts 32 processes for the footers, whatever there is to read: on two cores that
+        # takes longer than the embedding of a small data set.
+        context.use_datasource_v2 = False
+        try:
+            yield
+        finally:
+            folder = Path(session.address_info["session_dir"]) / "logs"
+            # What Ray held back because it had said the like before, it says now, and in this thread.
+            with (logs / "driver.out").open("a") as file, contextlib.redirect_stdout(file):
+                ray.shutdown()
+            if not attached:
+                _copy_logs(folder, logs / "ray")
+
+
+@contextlib.contextmanager
+def ray_session_for(folder: Storage, demand: Demand, *, dashboard: bool = True) -> Iterator[None]:
+    """A Ray session whose logs end up in ``folder``/logs, also when the body raises."""
+    with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch:
+        try:
+            with ray_session(Path(scratch), demand=demand, dashboard=dashboard):
+                yield
+        finally:
+            with warned_of(StorageError):
+                upload_logs(Path(scratch), folder / "logs")
+
+
+def upload_logs(scratch: Path, destination: Storage) -> None:
+    """Copy what a session left in its local log folder to a run's ``logs/``."""
+    for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
+        (destination / path.relative_to(scratch).as_posix()).upload(path)
+
+
+@contextlib.contextmanager
+def _native_stderr_to(path: Path) -> Iterator[None]:
+    """Ray's C++ core writes to file descriptor 2 itself: let that be ``path``, and Python's stderr the console."""
+    if sys.stderr is not sys.__stderr__ or sys.stderr is None:
+        yield  # somebody else, a test runner for one, already has its hands on it
+        return
+    console = sys.stderr
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=console.encoding, errors=console.errors)
+    kept = os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        sys.stderr.close()
+        sys.stderr = console
+
+
+@contextlib.contextmanager
+def ray_messages_to(path: Path) -> Iterator[None]:
+    """Whatever Ray's own thread prints goes to ``path``: standard output holds results only."""
+    if sys.stdout is not sys.__stdout__ or sys.stdout is None:
+        yield  # as for stderr
+        return
+    console = sys.stdout
+    with path.open("a", buffering=1) as file:
+        sys.stdout = cast(TextIO, _ByThread(console, file))
+        try:
+            yield
+        finally:
+            sys.stdout = console
+
+
+class _ByThread:
+    """Standard output, but for the thread in which Ray prints warnings about its own processes."""
+
+    def __init__(self, console: TextIO, file: TextIO) -> None:
+        self._console, self._file = console, file
+
+    def __getattr__(self, name: str) -> Any:
+        rays = threading.current_thread().name == "ray_listen_error_messages"
+        return getattr(self._file if rays else self._console, name)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    root.setLevel(logging.INFO)
+    silenced = [logging.getLogger(name) for name in ("ray", "ray.data", "ray.train", "ray.tune")]
+    kept = [(logger, logger.handlers[:], logger.propagate) for logger in silenced]
+    for logger in silenced:
+        logger.handlers, logger.propagate = [], True
+    try:
+        yield
+    finally:
+        for logger, handlers, propagate in kept:
+            logger.handlers, logger.propagate = handlers, propagate
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        root.setLevel(before)
+        handler.close()
+
+
+def _copy_logs(source: Path, target: Path) -> None:
+    for pattern in LOGS_COPIED:
+        for path in source.glob(pattern):
+            if path.is_file() and path.stat().st_size:
+                copy = target / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)

@@ -1,0 +1,131 @@
+"""Checkpoints of a run, written in the background by worker 0.
+
+A checkpoint is made durable in this order: its files, its ``checkpoint.json``, the metrics of its steps, the pointers
+``best`` and ``last``. Stopped anywhere in between, the run goes on from the one before, and writes the same again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from icre import config
+from icre.errors import IcreError, TrainingError
+from icre.training import checkpoint
+from icre.training.checkpoint import Snapshot
+from pipelines.runs.run import Run
+
+ATTEMPTS = 2
+"""Checkpoints in a row that cannot be written before training stops; a full disk may be emptied in between."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is durable."""
+
+    step: int
+    seconds: float
+    """Spent writing, while training went on."""
+
+
+class Saver:
+    """One checkpoint at a time: asking for the next waits for the one before."""
+
+    def __init__(
+        self,
+        run: Run,
+        settings: config.Checkpoints,
+        *,
+        steps_per_epoch: int,
+        done: Callable[[Saved], None],
+        warn: Callable[[str], None],
+    ):
+        """done, warn: called in the writing thread for a checkpoint that became durable, or that could not."""
+        self._run, self._settings, self._steps_per_epoch = run, settings, steps_per_epoch
+        self._done, self._warn = done, warn
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="icre-saver")
+        self._pending: Future[None] | None = None
+        self._failures: list[str] = []
+        self._last_good = run.reference("last")
+        self._asked = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a checkpoint inside an epoch, and none is being written."""
+        minutes = self._settings.minutes
+        idle = self._pending is None or self._pending.done()
+        return minutes is not None and idle and time.monotonic() - self._asked >= 60 * minutes
+
+    @property
+    def error(self) -> TrainingError | None:
+        """Why training should stop: several checkpoints in a row could not be written."""
+        if len(self._failures) < ATTEMPTS:
+            return None
+        return TrainingError(
+            f"{len(self._failures)} checkpoints in a row could not be written: {self._failures[-1]}",
+            hint=f"the last good one is {self._last_good or 'none'}; make room or mend the storage, then go on with "
+            f"`icre train --resume {self._run.name}`",
+        )
+
+    @property
+    def failed(self) -> bool:
+        """Whether the newest checkpoint, once nothing is being written, could not be."""
+        return bool(self._failures)
+
+    def save(self, snapshot: Snapshot, metrics: list[dict[str, Any]], *, improved: bool) -> None:
+        """Write ``snapshot`` in the background; ``best`` will point to it if it ``improved``."""
+        self.wait()
+        self._asked = time.monotonic()
+        self._pending = self._pool.submit(self._save, snapshot, list(metrics), improved)
+
+    def wait(self) -> None:
+        """Until nothing is being written. Raises what is a defect of ours; see ``error`` for the rest."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _save(self, snapshot: Snapshot, metrics: list[dict[str, Any]], improved: bool) -> None:
+        started = time.monotonic()
+        try:
+            self._write(snapshot, metrics, improved)
+        except (IcreError, OSError) as error:
+            self._failures.append(str(error).partition("\n")[0])
+            self._warn(f"the checkpoint of step {snapshot.progress.step} could not be written: {error}")
+            return
+        self._failures.clear()
+        self._done(Saved(snapshot.progress.step, time.monotonic() - started))
+
+    def _write(self, snapshot: Snapshot, metrics: list[dict[str, Any]], improved: bool) -> None:
+        run, name = self._run, folder_name(snapshot.progress.step)
+        target = run.location / "checkpoints" / name
+        with tempfile.TemporaryDirectory(prefix="icre-checkpoint-") as scratch:
+            checkpoint.write_checkpoint(Path(scratch), snapshot)
+            for file in (checkpoint.NETWORK, checkpoint.OPTIMIZER, checkpoint.META):
+                (target / file).upload(Path(scratch) / file)
+        # Lines of steps that no checkpoint holds would come twice after a restart: both are written together.
+        run.write_metrics(metrics)
+        if improved:
+            run.point("best", name)
+        # The very last, as it is what a training goes on from: what comes after it would never be done.
+        run.point("last", name)
+        self._last_good = name
+        run.remove_checkpoints(but=self._kept(snapshot.progress.step))
+
+    def _kept(self, step: int) -> set[str | None]:
+        names = (self._run.location / "checkpoints").list()
+        upto = sorted(name for name in names if name.startswith("step-") and name <= folder_name(step))
+        return {*upto[-self._settings.keep :], *filter(self._is_permanent, upto), self._run.reference("best")}
+
+    def _is_permanent(self, name: str) -> bool:
+        every = self._settings.keep_every
+        return every is not None and int(name.removeprefix("step-")) % (every * self._steps_per_epoch) == 0
+
+
+def folder_name(step: int) -> str:
+    """Of the checkpoint after ``step`` steps; names sort as steps do."""
+    return f"step-{step:08d}"

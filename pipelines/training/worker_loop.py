@@ -1,0 +1,239 @@
+"""What each training worker does, from the first batch to the last checkpoint."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple, TypedDict, cast
+
+import ray
+import ray.train
+import ray.train.torch
+import ray.util
+import torch
+
+from icre import config
+from icre.errors import DataError, StoppedError, TrainingError
+from icre.training import distributed
+from pipelines.data.caches import EncodedCache
+from pipelines.data.feed import Feed
+from pipelines.data.prepared import PreparedData
+from pipelines.runs.run import Run
+from pipelines.runtime.console import print_warning
+from pipelines.storage import Storage
+from pipelines.telemetry.telemetry import Telemetry
+from pipelines.training.checkpointer import Saved, Saver
+from pipelines.training.progress import Poster, Rate
+from pipelines.training.trainer import Worker
+
+LOOK_INTERVAL_S = 5.0
+"""Between looks at whether the cluster is about to take a node away."""
+
+
+class Job(TypedDict):
+    """What the driver hands to every worker: plain and small."""
+
+    recipe: dict[str, Any]
+    run: str
+    data: str
+    steps_per_epoch: int
+    board: Any
+
+
+def train_worker(settings: dict[Any, Any]) -> None:
+    """Train from the run's last checkpoint, or from the start, to the last epoch. settings: a :class:`Job`.
+
+    What every worker meets at the same step, and would meet again, is handed to the driver instead of being raised,
+    because Ray Train answers an exception by starting over.
+    """
+    job = cast(Job, settings)
+    recipe = config.parse_recipe(job["recipe"], where="the driver")
+    place = _here(recipe) if recipe.train.workers == 0 else _of_ray_train()
+    try:
+        _train(job, recipe, place)
+    except (TrainingError, StoppedError) as error:
+        if place.rank == 0:
+            ray.get(job["board"].end.remote(error))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class Place(NamedTuple):
+    """One training process among the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    preemption: Callable[[], Any]
+    """What the cluster says of a node that it will take away, or None."""
+
+
+def _of_ray_train() -> Place:
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    return Place(context.get_world_rank(), context.get_world_size(), device, ray.train.get_preemption_info)
+
+
+def _here(recipe: config.Recipe) -> Place:
+    """The command's own process; not Ray Train's local mode, whose context Tune refuses to its trials."""
+    return Place(0, 1, torch.device("cuda" if recipe.train.gpus_per_worker else "cpu"), lambda: None)
+
+
+def _train(job: Job, recipe: config.Recipe, place: Place) -> None:
+    data = PreparedData.open(Storage(job["data"]))
+    rank, world_size, device, _ = place
+    group = ray.util.get_current_placement_group()
+    if rank == 0 and recipe.train.workers != 0:
+        ray.get(job["board"].placed.remote(group))
+    torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
+    _watch(recipe)
+    _check_images(data, job, device)
+    worker = Worker.start(
+        recipe,
+        Run(Storage(job["run"])),
+        data,
+        steps_per_epoch=job["steps_per_epoch"],
+        device=device,
+        warn=job["board"].note.remote if rank == 0 else print_warning,
+    )
+    feed = Feed(data, recipe, job["steps_per_epoch"], rank, world_size)
+    with ExitStack() as stack:
+        lead: _Lead | None = None
+        if rank == 0:
+            told = stack.enter_context(Telemetry.open(recipe, worker.run, history=worker.metrics))
+            lead = _Lead(worker, job, told)
+            stack.callback(lead.saver.wait)
+        asked = time.monotonic()
+        for batch in feed.batches(start=worker.progress.step, stop=worker.total_steps, device=device):
+            received = time.monotonic()
+            row = worker.step(batch)
+            worker.record(row, seconds=time.monotonic() - asked, waited=received - asked)
+            improved = worker.end_epoch() if worker.is_epoch_over else None
+            if lead is not None:
+                lead.after_step(improved=improved)
+            _heed_notices(lead, place)
+            _watch(recipe)
+            asked = time.monotonic()
+        if lead is not None:
+            lead.finish()
+
+
+class _Lead:
+    """What worker 0 does beside training: checkpoints, news for the driver, telemetry."""
+
+    def __init__(self, worker: Worker, job: Job, telemetry: Telemetry) -> None:
+        self.worker = worker
+        self.board = job["board"]
+        self.poster = Poster(self.board)
+        self.rate = Rate(step=worker.progress.step, total=worker.total_steps)
+        self.telemetry = telemetry
+        telemetry.restarted(ray.get(job["board"].started.remote(worker.progress.step)))
+        self.stalled = 0.0
+        self.unheard: list[dict[str, Any]] = []
+        self.saver = Saver(
+            worker.run,
+            worker.recipe.checkpoints,
+            steps_per_epoch=job["steps_per_epoch"],
+            done=self._saved,
+            warn=self.board.note.remote,
+        )
+        self.warn = self.board.note.remote
+        self.looked = time.monotonic()
+        self.preemption: Any = None
+
+    def after_step(self, *, improved: bool | None) -> None:
+        """improved: whether the validation at an epoch's end was the best so far; None inside an epoch."""
+        worker = self.worker
+        for row in worker.new_rows():
+            if row["kind"] in ("step", "skipped"):
+                self.telemetry.step(row)
+            elif row["kind"] == "validation":
+                self.telemetry.validation(row)
+                self.unheard.append(row)
+        if improved is not None or self.saver.is_due:
+            self.save(improved=bool(improved))
+        self.poster.post(lambda: worker.state(self.rate.eta_s(worker.progress.step)))
+
+    def save(self, *, improved: bool = False) -> None:
+        """Hand a snapshot to the saver; the time until it has it is the time that training stands still."""
+        started = time.monotonic()
+        self.saver.wait()
+        snapshot = self.worker.snapshot()
+        self.stalled = time.monotonic() - started
+        self.saver.save(snapshot, self.worker.metrics, improved=improved)
+
+    def notices(self) -> list[bool]:
+        """Whether all should stop, and whether all should look for a preemption."""
+        look = time.monotonic() - self.looked > LOOK_INTERVAL_S
+        return [self.poster.is_stop_asked or self.saver.error is not None, look]
+
+    def stop(self) -> None:
+        """End all workers at this step. Raises StoppedError, or TrainingError when checkpoints cannot be written."""
+        step, run = self.worker.progress.step, self.worker.run
+        if self.saver.error is None:
+            self.save()
+            self.saver.wait()
+        if self.saver.error is not None:
+            raise self.saver.error
+        raise StoppedError(
+            f"run {run.name} stopped after step {step} of {self.worker.total_steps}, as it was asked to",
+            hint=f"`icre train --resume {run.name}` goes on",
+        )
+
+    def finish(self) -> None:
+        """The last checkpoint is the result: nothing is finished before it is durable."""
+        self.saver.wait()
+        if self.saver.failed:
+            self.save(improved=self.worker.progress.best_step == self.worker.progress.step)
+            self.saver.wait()
+        if self.saver.error is not None:
+            raise self.saver.error
+
+    def heed(self, preemption: Any) -> None:
+        """A node will be taken away: have a checkpoint of this very step, and train on until it is."""
+        self.looked = time.monotonic()
+        if preemption is not None and preemption != self.preemption:
+            self.save()
+            step = self.worker.progress.step
+            self.warn(f"a node that trains will be taken away; a checkpoint of step {step} is being written")
+        self.preemption = preemption
+
+    def _saved(self, saved: Saved) -> None:
+        self.telemetry.checkpoint(seconds=saved.seconds, stall_seconds=self.stalled, step=saved.step)
+        # Whoever hears of a validation may end this training, or take over what it reached: so not before it is kept.
+        for row in [row for row in self.unheard if row["step"] <= saved.step]:
+            self.board.validated.remote(row)
+            self.unheard.remove(row)
+
+
+def _heed_notices(lead: _Lead | None, place: Place) -> None:
+    """What only worker 0 knows and all must act on at the same step."""
+    stop, look = distributed.any_worker(lead.notices() if lead else [False, False], place.device)
+    if look:
+        preemption = place.preemption()
+        if lead is not None:
+            lead.heed(preemption)
+    if stop:
+        if lead is not None:
+            lead.stop()
+        raise StoppedError("asked to stop")
+
+
+def _check_images(data: PreparedData, job: Job, device: torch.device) -> None:
+    """Every node verifies all shards as it copies them. Raises on all workers when one of them finds a damaged one."""
+    problem: DataError | None = None
+    try:
+        EncodedCache(data)
+    except DataError as error:
+        problem = error
+        ray.get(job["board"].end.remote(problem))  # before rank 0 says that training ended
+    if distributed.any_worker([problem is not None], device)[0]:
+        raise StoppedError("images are damaged")
+
+
+def _watch(recipe: config.Recipe) -> None:
+    """Print every thread's stack and die if there is no next call in time; a hung worker is then replaced."""
+    faulthandler.dump_traceback_later(recipe.train.step_timeout_s, exit=True, file=sys.__stderr__ or 2)
