@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -58,7 +59,12 @@ def command(
             for name in checkpoints:
                 print(f"would write: {result_path(found, name, recipe).url}")
         return
-    with ray_session_for(found.location, Demand.of_embedding(recipes[0].evaluation), dashboard=False):
+    settings = recipes[0].evaluation
+    with (
+        ray_session_for(found.location, Demand.of_embedding(settings), dashboard=False)
+        if settings.workers
+        else nullcontext()
+    ):
         results = [evaluate(found, recipe, name) for recipe in recipes for name in checkpoints]
     tables = [metric_table_markdown(results), *map(camera_tables_markdown, results)]
     print("\n\n".join(filter(None, tables)))

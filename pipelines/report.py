@@ -1,4 +1,4 @@
-"""``icre report``: everything a run folder holds, as one HTML file that needs no network, and its figures for print."""
+"""``icre report``: everything a run folder holds, as one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -29,14 +29,19 @@ RunNames = Annotated[
     ),
 ]
 
+WithFigures = Annotated[
+    bool, typer.Option("--figures", help="Write each figure beside the page, too, as PNG and PDF for print.")
+]
+
 
 def command(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     dry_run: DryRun = False,
     names: RunNames = ["latest"],  # noqa: B006
+    with_figures: WithFigures = False,
 ) -> None:
-    """Write report/index.html of the first run, beside any number of others, and its figures as PNG and PDF."""
+    """Write report/index.html of the first run, beside any number of others."""
     recipe = read_recipe(config_file, overrides)
     found = [open_run(Storage(recipe.storage), name) for name in dict.fromkeys(names)]
     if dry_run:
@@ -45,11 +50,14 @@ def command(
             print(f"run: {run.name}\nmetric lines: {len(run.metrics())}\nevaluations: {evaluated}")
         print(f"would write: {report_path(found[0]).url}")
         return
-    print(write(*found).url)
+    print(write(*found, with_figures=with_figures).url)
 
 
-def write(run: Run, *others: Run) -> Storage:
-    """Render the report of ``run`` beside ``others``; where it lies."""
+def write(run: Run, *others: Run, with_figures: bool = False) -> Storage:
+    """Render the report of ``run`` beside ``others``; where it lies.
+
+    with_figures: also write each figure as PNG and PDF, which takes longer than the page.
+    """
     data = _data_of(run)
     seen = [] if data is None else _pictures(run, others, data)
     with progress("report: figures of the page", unit="figures") as advance:
@@ -63,9 +71,10 @@ def write(run: Run, *others: Run) -> Storage:
         )
     path = report_path(run)
     folder = run.location / "report" / "figures"
-    folder.delete()  # those of models that are no longer shown
-    for name, content in plates.files().items():
-        (folder / name).write_bytes(content)
+    folder.delete()  # those of an earlier report
+    if with_figures:
+        for name, content in plates.files().items():
+            (folder / name).write_bytes(content)
     path.write_text(page)
     return path
 

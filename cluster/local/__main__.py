@@ -11,7 +11,6 @@ import argparse
 import shlex
 from contextlib import ExitStack
 
-from cluster.local.namespaces import Network
 from cluster.local.object_store import ObjectStore
 from cluster.local.programs import serve
 from cluster.local.ray_cluster import LocalCluster
@@ -26,21 +25,14 @@ def main() -> None:
     parser.add_argument("--dashboard-port", type=int, help="of the dashboard and the job server (default: a free one)")
     parser.add_argument("--bucket", default="icre", help="the object store's bucket (default: icre)")
     parser.add_argument("--no-object-store", action="store_true", help="Ray alone")
-    parser.add_argument(
-        "--namespaces",
-        action="store_true",
-        help="a network namespace for each node, without an object store; needs root",
-    )
     options = parser.parse_args()
     serve(parser, lambda running: _start(options, running))
 
 
 def _start(options: argparse.Namespace, running: ExitStack) -> None:
     """Start all, print the variables."""
-    # Nodes in namespaces do not reach this machine's loopback addresses, where the object store is.
-    with_store = not options.no_object_store and not options.namespaces
     # The store first: a port is free for the cluster to choose until somebody listens there.
-    store = running.enter_context(ObjectStore(bucket=options.bucket)) if with_store else None
+    store = running.enter_context(ObjectStore(bucket=options.bucket)) if not options.no_object_store else None
     known = store.environment() if store else {}
     cluster = running.enter_context(
         LocalCluster(
@@ -49,7 +41,6 @@ def _start(options: argparse.Namespace, running: ExitStack) -> None:
             port=options.port,
             dashboard_port=options.dashboard_port,
             environment=known,
-            network=running.enter_context(Network()) if options.namespaces else None,
         )
     )
     for name, value in (cluster.environment() | known).items():

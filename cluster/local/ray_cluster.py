@@ -1,8 +1,7 @@
 """A real Ray cluster on this machine: a head and further nodes, each a ``ray start --block`` with its own address.
 
 The nodes have the loopback addresses 127.0.0.2, 127.0.0.3, ...: Ray takes them for machines, so what it decides by
-address (where the ranks are, whom to ask for metrics, what is lost with a node) is as it is in a cluster. In a
-:class:`~cluster.local.namespaces.Network` they have network namespaces too, and can be cut off.
+address (where the ranks are, whom to ask for metrics, what is lost with a node) is as it is in a cluster.
 
 Ray's own ports listen on all addresses of the machine, whatever it is told; so the cluster wants a token.
 """
@@ -23,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from cluster.local.namespaces import Network
 from cluster.local.programs import Guard, Program, check_port, free_ports, kill_all, processes_with, variable_of
 from icre.errors import IcreError, UserError
 
@@ -73,7 +71,7 @@ class LocalCluster:
 
     cpus: logical CPUs of each, ``head_cpus`` of the head if it differs; object store: 200 MB each. environment: added
     to that of all their processes, hence of workers and jobs. port, dashboard_port: of the head; None finds free ones.
-    ``network``: namespaces to put them in; already open. Leaving the block ends all processes by their ids.
+    Leaving the block ends all processes by their ids.
 
     Raises UserError for a port that is in use or more nodes than there is memory for, and IcreError, with the end of
     its log, for a node that does not come up.
@@ -88,7 +86,6 @@ class LocalCluster:
         environment: Mapping[str, str] | None = None,
         port: int | None = None,
         dashboard_port: int | None = None,
-        network: Network | None = None,
     ) -> None:
         if nodes < 1 or cpus < 0:
             raise UserError(
@@ -105,7 +102,7 @@ class LocalCluster:
         names = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
         self._metrics_ports = {name: str(port) for name, port in zip(names, metrics_ports, strict=False)}
         self._first = [cpus if head_cpus is None else head_cpus, *[cpus] * (nodes - 1)]
-        self._cpus, self._added, self._network = cpus, dict(environment or {}), network
+        self._cpus, self._added = cpus, dict(environment or {})
         self._id, self._started = secrets.token_hex(6), 0
         self.nodes: dict[int, Node] = {}
 
@@ -155,15 +152,13 @@ class LocalCluster:
         """Start one more node, and wait until it is part of the cluster; its number, which is never used again."""
         number, cpus = self._started, self._cpus if cpus is None else cpus
         self._started += 1
-        mark, prefix, added = f"{self._id}-{number}", list[str](), dict[str, str]()
-        if self._network is not None:
-            prefix, added = self._network.add(number)
+        mark = f"{self._id}-{number}"
         ray = Path(sysconfig.get_path("scripts")) / "ray"
         program = Program(
             f"node {number} of the local Ray cluster",
-            [*prefix, ray, "start", "--block", *self._options(number, cpus)],
+            [ray, "start", "--block", *self._options(number, cpus)],
             log=self.folder / f"node-{number}.log",
-            environment=self._environment(added | {MARK: mark, CLUSTER_MARK: self._id}),
+            environment=self._environment({MARK: mark, CLUSTER_MARK: self._id}),
             guarded=True,
         )
         node = Node(number, self._address_of(number), cpus, mark, program)
@@ -177,14 +172,6 @@ class LocalCluster:
             raise UserError("node 0 is the head: without it there is no cluster", hint="kill one of the others")
         self._end(self._node(number))
 
-    def partition(self, number: int) -> None:
-        """Cut a node off from all others; its processes go on. Raises UserError without a network."""
-        self._networked().cut(self._node(number).number)
-
-    def heal(self, number: int) -> None:
-        """Undo :meth:`partition`. A node that Ray has given up by then ends by itself: add another."""
-        self._networked().mend(self._node(number).number)
-
     def node_of(self, pid: int) -> int:
         """The number of the node that a process runs on. Raises UserError for a process of none."""
         for node in self.nodes.values():
@@ -197,13 +184,8 @@ class LocalCluster:
             raise UserError(f"there is no node {number}", hint=f"nodes that run: {sorted(self.nodes)}")
         return self.nodes[number]
 
-    def _networked(self) -> Network:
-        if self._network is None:
-            raise UserError("only nodes in network namespaces can be cut off", hint="LocalCluster(network=...)")
-        return self._network
-
     def _address_of(self, number: int) -> str:
-        return f"127.0.0.{2 + number}" if self._network is None else self._network.address(number)
+        return f"127.0.0.{2 + number}"
 
     def _environment(self, added: Mapping[str, str]) -> dict[str, str]:
         scripts = sysconfig.get_path("scripts")

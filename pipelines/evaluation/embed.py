@@ -1,4 +1,4 @@
-"""Features of a split, by Ray Data: every image exactly once, and the count checked."""
+"""Features of a split, by Ray Data or in this process: every image exactly once, and the count checked."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.data
 import torch
-from ray.data.expressions import col
 
 from icre import config
 from icre.data import images
 from icre.data.augmentation import normalise
 from icre.data.records import SplitName
 from icre.errors import IcreError
-from pipelines.data.fan_out import blocks_of
 from pipelines.data.prepared import PreparedData
 from pipelines.runs.networks import load_network
 from pipelines.runtime.progress import progress
@@ -53,6 +50,11 @@ Rows = list[dict[str, Any]]
 def _by_ray_data(
     run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe
 ) -> Iterator[Rows]:
+    import ray.data  # seconds, which an evaluation in the command's own process does without
+    from ray.data.expressions import col
+
+    from pipelines.data.fan_out import blocks_of
+
     settings = recipe.evaluation
     filesystem, _ = data.location.arrow()
     blocks = max(len(data.shard_paths), 2 * settings.workers)

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from cluster.local.namespaces import Network, why_not
 from cluster.local.programs import processes_with
 from cluster.local.ray_cluster import MARK, LocalCluster
 from icre.errors import IcreError, UserError
@@ -209,74 +208,3 @@ def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
         ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
         assert (ran.returncode, ran.stdout) == (code, "")
         assert word in ran.stderr and "hint:" in ran.stderr and "Traceback" not in ran.stderr
-
-
-# Network namespaces
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    if (reason := why_not()) is not None:
-        if os.environ.get("ICRE_REQUIRE_NAMESPACES"):
-            pytest.fail(f"ICRE_REQUIRE_NAMESPACES is set, and {reason}")
-        pytest.skip(reason)
-    with Network() as made:
-        yield made
-
-
-LISTEN = """
-import socket, sys
-with socket.create_server(("0.0.0.0", 7777)) as server:
-    print("listening", flush=True)
-    while True:
-        server.accept()[0].close()
-"""
-REACH = "import socket, sys; socket.create_connection((sys.argv[1], 7777), timeout=0.5).close()"
-
-
-def test_a_node_that_is_cut_off_is_not_reached_until_it_is_mended(network: Network) -> None:
-    prefixes = {number: network.add(number)[0] for number in range(3)}
-    listeners = [
-        subprocess.Popen([*prefixes[number], sys.executable, "-c", LISTEN], stdout=subprocess.PIPE, text=True)
-        for number in prefixes
-    ]
-
-    def reached(start: int, goal: int) -> bool:
-        ran = subprocess.run(
-            [*prefixes[start], sys.executable, "-S", "-c", REACH, network.address(goal)], capture_output=True
-        )
-        return ran.returncode == 0
-
-    try:
-        for listener in listeners:
-            assert listener.stdout is not None and listener.stdout.readline() == "listening\n"
-        assert all(reached(*pair) for pair in ((0, 1), (1, 0), (1, 2), (2, 1)))
-        network.cut(1)
-        assert not any(reached(*pair) for pair in ((0, 1), (1, 0), (1, 2), (2, 1)))
-        assert reached(0, 2) and reached(2, 0) and reached(1, 1)
-        network.mend(1)
-        eventually(lambda: reached(0, 1) and reached(1, 2))
-        with pytest.raises(UserError):
-            network.cut(0)
-    finally:
-        for listener in listeners:
-            listener.kill()
-            listener.wait()
-            assert listener.stdout is not None
-            listener.stdout.close()
-
-
-def test_networks_of_processes_that_were_killed_are_removed(network: Network) -> None:
-    program = (
-        "from cluster.local.namespaces import Network; network = Network().__enter__(); network.add(1); "
-        "print(network._owner, flush=True); import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    owner = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip()
-    left = [Path("/sys/class/net", owner), Path("/run/netns", f"{owner}-1")]
-    assert owner and all(path.exists() for path in left)
-    mine = Path("/sys/class/net", network._owner)
-    # Another process's: this one's own names are taken.
-    subprocess.run(
-        [sys.executable, "-c", "from cluster.local.namespaces import Network\nwith Network(): pass"], check=True
-    )
-    assert mine.exists() and not any(path.exists() for path in left)

@@ -16,6 +16,7 @@ import torch
 from icre import config
 from icre.data.augmentation import normalise
 from icre.errors import DataError, StoppedError, UserError, WeightsError
+from pipelines import report
 from pipelines.data import prepare
 from pipelines.data.feed import load_images
 from pipelines.data.prepared import PreparedData, open_data
@@ -94,6 +95,13 @@ def test_the_run_folder_is_the_same_tree_on_disk_and_in_object_storage(two_worke
     assert len(manifest["data"]["hash"]) == 64
     assert manifest["packages"]["torch"] == torch.__version__
     assert two_workers.recipe.train.workers == 2
+
+
+def test_figures_for_print_are_written_where_they_are_wanted(one_worker: Run) -> None:
+    page = report.write(one_worker, with_figures=True)
+    figures = one_worker.location / "report/figures"
+    assert figures.list() == ["training.pdf", "training.png"]
+    assert report.write(one_worker) == page and not figures.exists()
 
 
 def test_only_the_last_two_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:

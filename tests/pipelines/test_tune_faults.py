@@ -66,15 +66,15 @@ def test_a_training_whose_workers_are_lost_too_often_fails_and_ends_as_undisturb
     recipes: Recipes, object_store: ObjectStore
 ) -> None:
     """All that the sweep has is in S3. A command that is killed with its whole Ray: tests/walks."""
-    settings = ("train.epochs=4", "evaluation.trials=2", "tune.concurrent=1", "train.max_failures=1")
+    settings = ("train.epochs=4", "evaluation.trials=2", "tune.concurrent=1", "train.max_failures=0")
     space = "tune.space={loss.icg.weight: [0.5]}"
     recipe = recipes(*settings, "tune.method=grid", space, f"storage={object_store.url}/broken-sweep")
     data = prepare.run(recipe)
     sweep = swept(recipe, "broken")
     run = run_of(sweep, 0)
-    with killing_workers(run, after=(6, 12)) as killed:
+    with killing_workers(run, after=(6,)) as killed:
         engine.run_trials(sweep, [0], concurrent=1)
-    assert len(killed) == 2 and 12 <= last_step(run) < 24
+    assert len(killed) == 1 and 6 <= last_step(run) < 24
     (outcome,) = outcomes_of(sweep)
     assert outcome.state == "failed" and "worker process has died" in str(outcome.error)
     failure = failure_of([outcome])

@@ -130,7 +130,7 @@ def test_jobs_prepare_train_evaluate_and_tune(place: Place) -> None:
     assert place.read("runs/weekly/status.json")["state"] == "finished"
     assert {"checkpoints/last", "checkpoints/best", "metrics.jsonl"} <= place.names("runs/weekly")
 
-    place.submit("evaluate", *DEMO, STORAGE, "--run", "weekly")
+    place.submit("evaluate", *DEMO, STORAGE, "--run", "weekly", "evaluation.workers=1")
     result = place.read("runs/weekly/eval/best-folder.json")
     assert all(0 < found["mean"]["mAP"] <= 1 for found in result["directions"].values())
 

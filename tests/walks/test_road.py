@@ -62,13 +62,11 @@ def test_both_networks_are_evaluated_and_the_table_says_what_the_files_say(road:
             assert f"{100 * value:.1f} ±" in out
 
 
-def test_the_report_is_one_page_that_needs_no_network_and_figures_for_print(road: Road) -> None:
+def test_the_report_is_one_page_that_needs_no_network(road: Road) -> None:
     page = Path(road["report"].last_line)
     assert page == road.folder / "storage/runs/mine/report/index.html"
     text = page.read_text()
     assert 'src="http' not in text and '<link rel="stylesheet"' not in text
-    figures = {path.suffix for path in (page.parent / "figures").iterdir()}
-    assert figures == {".png", ".pdf"}
 
 
 def test_a_second_call_does_nothing(road: Road) -> None:

@@ -59,7 +59,7 @@ SMALL: dict[str, Any] = {
         "loader_cpus": 0.25,
         "validate_every": 1,
     },
-    "evaluation": {"workers": 1, "cpus_per_worker": 0.5, "gpus_per_worker": 0, "batch_size": 32},
+    "evaluation": {"workers": 0, "cpus_per_worker": 0.5, "gpus_per_worker": 0, "batch_size": 32},
 }
 """What makes every recipe of the project small."""
 PEOPLE = {
@@ -73,19 +73,18 @@ PEOPLE = {
 OWN: dict[str, dict[str, Any]] = {
     "demo": {"train": {"epochs": 2, "steps_per_epoch": 3}, "evaluation": {"trials": 3}},
     # Where a walk has many trainings, they need no processes of their own: `demo` has them.
-    "ablation-synthetic": {"train": {"workers": 0}, "evaluation": {"trials": 2, "workers": 0}},
+    "ablation-synthetic": {"train": {"workers": 0}, "evaluation": {"trials": 2}},
     # The first value is the recipe's own, so these are two trainings.
     "figure3-synthetic": {
         "data": {"name": "demo", "root": "storage/images/demo"},
         "train": {"workers": 0},
-        "evaluation": {"trials": 2, "workers": 0},
+        "evaluation": {"trials": 2},
         "tune": {"seeds": 1, "space": {"loss.icg.weight": [1.0, 2.0]}},
     },
     "regdb-sgd": {
         "data": {"split": {"val": 0.0}},
         "batch": {"identities": 2},
         "train": {"steps_per_epoch": 1, "workers": 0},
-        "evaluation": {"workers": 0},
     },
     "sysu-sgd": {"data": {"split": {"val": 0.0}}, "batch": {"identities": 2}},
 }
