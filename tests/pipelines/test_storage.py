@@ -23,8 +23,9 @@ import pytest
 
 from cluster.local.object_store import ObjectStore
 from icre.errors import StorageError
-from pipelines.storage import Storage, StorageNotFoundError
+from pipelines.storage import Storage
 from pipelines.storage import storage as storage_module
+from pipelines.storage.errors import StorageNotFoundError
 
 SPAWN = multiprocessing.get_context("spawn")
 
