@@ -44,7 +44,7 @@ def step_options(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads for PyTorch")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side; the median counts")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--height", type=int, default=288)
@@ -91,12 +91,11 @@ def stepper(recipe: config.Recipe, device: torch.device) -> Callable[[], object]
     """A function that takes one whole training step on always the same batch."""
     network = build_network(recipe, classes=CLASSES).to(device).train()
     compute.arrange(network, recipe.compute)
-    optimizer = build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision)
-    scaler = compute.gradient_scaler(recipe.compute, device)
+    optimizer = build_optimizer(network, recipe.optimizer)
     if recipe.compute.compile:
         compute.compile_network(network, device)
     batch = random_batch(recipe, device)
-    return lambda: train_step(network, optimizer, batch, recipe=recipe, epoch=0, scaler=scaler)
+    return lambda: train_step(network, optimizer, batch, recipe=recipe, epoch=0)
 
 
 def median_seconds(

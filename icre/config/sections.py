@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Component = Literal["mpfr", "sdce", "icg"]
 """The three parts that ICRE adds to the baseline (Table "components" of the paper)."""
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16"]
 """Number formats of the network's forward pass."""
 
 OptimizerName = Literal["sgd", "adam", "adamw"]

@@ -42,7 +42,6 @@ class Snapshot:
     optimizer: dict[str, Any]
     progress: Progress
     classes: int
-    scaler: dict[str, Any] | None
 
 
 def take_snapshot(
@@ -51,16 +50,13 @@ def take_snapshot(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     classes: int,
-    scaler: torch.amp.GradScaler | None = None,
 ) -> Snapshot:
     """What training looks like between two steps. Takes the time of one copy of the weights and the momentum."""
-    enabled = scaler is not None and scaler.is_enabled()
     return Snapshot(
         network=_copied(network.state_dict()),
         optimizer=_copied(optimizer.state_dict()),
         progress=progress,
         classes=classes,
-        scaler=dict(scaler.state_dict()) if scaler is not None and enabled else None,
     )
 
 
@@ -74,8 +70,6 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     torch.save(snapshot.optimizer, folder / OPTIMIZER)
     files = {name: describe_file(folder / name) for name in (NETWORK, OPTIMIZER)}
     meta = {"classes": snapshot.classes, "progress": asdict(snapshot.progress), "files": files}
-    if snapshot.scaler is not None:
-        meta["scaler"] = snapshot.scaler
     (folder / META).write_text(json.dumps(meta, indent=2))
 
 
@@ -129,12 +123,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 state[name] = torch.empty_like(parameter).copy_(value)
-
-
-def load_scaler(scaler: torch.amp.GradScaler, meta: dict[str, Any]) -> None:
-    """Load the state of fp16's gradient scaler; without one on either side there is nothing to load."""
-    if scaler.is_enabled() and "scaler" in meta:
-        scaler.load_state_dict(meta["scaler"])
 
 
 def _copied(value: Any) -> Any:

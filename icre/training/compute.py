@@ -11,18 +11,10 @@ from icre import config
 from icre.model.network import ICRENetwork
 from icre.training import distributed
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def autocast(settings: config.Compute, device: torch.device) -> torch.autocast:
     """Context of the network's forward pass; does nothing for fp32."""
-    dtype = _DTYPES.get(settings.precision, torch.bfloat16)
-    return torch.autocast(device.type, dtype=dtype, enabled=settings.precision != "fp32")
-
-
-def gradient_scaler(settings: config.Compute, device: torch.device) -> torch.amp.GradScaler:
-    """For fp16, whose small gradients would be 0; otherwise one that does nothing and has no state."""
-    return torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
 
 
 def memory_format(settings: config.Compute) -> torch.memory_format:

@@ -8,13 +8,8 @@ from icre import config
 from icre.model.network import ICRENetwork
 
 
-def build_optimizer(
-    network: ICRENetwork, settings: config.Optimizer, *, precision: config.Precision = "fp32"
-) -> torch.optim.Optimizer:
+def build_optimizer(network: ICRENetwork, settings: config.Optimizer) -> torch.optim.Optimizer:
     """Two groups, the backbone and what is new, each with its peak learning rate in ``peak_lr``."""
-    # fp16 skips updates, and its first ones as a rule. The fused SGD decides that inside its kernel, and a first update
-    # that it skips leaves the momentum as memory was found.
-    fused = precision != "fp16"
     backbone = {name for name, is_backbone in network.parameter_groups() if is_backbone}
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     groups = [
@@ -22,9 +17,9 @@ def build_optimizer(
         for own, lr in ((True, settings.backbone_lr), (False, settings.lr))
     ]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay, fused=fused)
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay, fused=True)
     kind = torch.optim.Adam if settings.name == "adam" else torch.optim.AdamW
-    return kind(groups, weight_decay=settings.weight_decay, fused=fused)
+    return kind(groups, weight_decay=settings.weight_decay, fused=True)
 
 
 def learning_rate_factor(epoch: float, schedule: config.Schedule) -> float:

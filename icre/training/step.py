@@ -39,22 +39,14 @@ def train_step(
     *,
     recipe: config.Recipe,
     epoch: int,
-    scaler: torch.amp.GradScaler | None = None,
 ) -> dict[str, float]:
     """Update ``model`` on one global batch; the named loss terms, averaged over the workers.
 
     The identity loss is a mean over local rows, weighted by their number, which DistributedDataParallel averages into
     the mean over global rows; the metric loss sees the gathered features, so it already is the global one.
-    ``scaler`` is needed for fp16 (:func:`icre.training.compute.gradient_scaler`): it skips the update where a gradient
-    overflowed, on all workers alike, for what it looks at are the gradients after their mean over the workers.
     Raises NotFiniteError when the loss or its gradient is not finite; the weights are then those before the step, the
     running statistics of batch norm are not.
-    ValueError: fp16 without a ``scaler``.
     """
-    if scaler is None:
-        if recipe.compute.precision == "fp16":
-            raise ValueError("precision fp16 without a gradient scaler: small gradients would become 0")
-        scaler = torch.amp.GradScaler(enabled=False)
     parts = recipe.compute.micro_batches
     images = augmented(batch, recipe, epoch=epoch)
 
@@ -71,16 +63,13 @@ def train_step(
     values = _mean_over_workers(terms)
     _refuse_not_finite("loss", values, batch)
     optimizer.zero_grad(set_to_none=True)
-    scaler.scale(terms["loss"]).backward()  # type: ignore[no-untyped-call]
+    terms["loss"].backward()  # type: ignore[no-untyped-call]
     if parts > 1:
         accumulation.backward_of_parts(model, forward, images, batch.infrared, parts, output)
     if recipe.optimizer.max_grad_norm is not None:
-        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
-    if not scaler.is_enabled():  # a scaler skips such an update by itself
-        _refuse_not_finite("gradient", {"norm": _gradient_norm(model)}, batch)
-    scaler.step(optimizer)
-    scaler.update()
+    _refuse_not_finite("gradient", {"norm": _gradient_norm(model)}, batch)
+    optimizer.step()
     return values
 
 

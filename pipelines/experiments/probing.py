@@ -31,15 +31,14 @@ def probe(recipe: config.Recipe, classes: int) -> Probe:
     cut = math.ceil(recipe.batch.identities / workers)
     network = initial_network(recipe, classes=classes).to(device).train()
     compute.arrange(network, recipe.compute)
-    optimizer = build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision)
-    scaler = compute.gradient_scaler(recipe.compute, device)
+    optimizer = build_optimizer(network, recipe.optimizer)
     one = config.override(recipe, ["train.workers=1", f"batch.identities={cut}"], where="the probe")
     batch = _noise(one, device, classes)
     seconds: list[float] = []
     while len(seconds) < PROBE_STEPS and (not seconds or seconds[-1] < LONG_STEP_S):
         started = time.perf_counter()
         with suppress(NotFiniteError):  # the recipe's own point may diverge where others do not
-            train_step(network, optimizer, batch, recipe=one, epoch=0, scaler=scaler)  # waits for the device at its end
+            train_step(network, optimizer, batch, recipe=one, epoch=0)  # waits for the device at its end
         seconds.append(time.perf_counter() - started)
     tensors = [*network.state_dict().values(), *_tensors(optimizer.state_dict())]
     return Probe(min(seconds), sum(tensor.nbytes for tensor in tensors))

@@ -82,7 +82,7 @@ def _write_start(recipe: config.Recipe, run: Run, data: PreparedData, champion: 
     carry_over(network, weights, before=learnt(champion)["classes"], classes=data.classes)
     snapshot = checkpoint.take_snapshot(
         network=network,
-        optimizer=build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision),
+        optimizer=build_optimizer(network, recipe.optimizer),
         progress=Progress(step=0, best_metric=None, best_step=None),
         classes=len(data.classes),
     )

@@ -45,8 +45,7 @@ class Worker:
         self.recipe, self.run, self.data, self.network, self.device = recipe, run, data, network, device
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = recipe.train.epochs * steps_per_epoch
-        self.optimizer = build_optimizer(network, recipe.optimizer, precision=recipe.compute.precision)
-        self.scaler = compute.gradient_scaler(recipe.compute, device)
+        self.optimizer = build_optimizer(network, recipe.optimizer)
         self.progress = Progress(step=0, best_metric=None, best_step=None)
         self.metrics: list[Row] = []
         self.model: nn.Module = network
@@ -99,7 +98,7 @@ class Worker:
         self.progress = replace(self.progress, step=self.progress.step + 1)
         row: Row = {"kind": "step", "step": self.progress.step, "epoch": epoch}
         try:
-            terms = train_step(self.model, self.optimizer, batch, recipe=self.recipe, epoch=epoch, scaler=self.scaler)
+            terms = train_step(self.model, self.optimizer, batch, recipe=self.recipe, epoch=epoch)
         except NotFiniteError as error:
             self._skip(error, kept)
             return row | {"kind": "skipped", "reason": error.message}
@@ -139,7 +138,6 @@ class Worker:
             optimizer=self.optimizer,
             progress=self.progress,
             classes=len(self.data.classes),
-            scaler=self.scaler,
         )
 
     def state(self, eta_s: float | None) -> dict[str, Any]:
@@ -174,7 +172,6 @@ class Worker:
             folder, meta = found
             checkpoint.load_network(self.network, folder)
             checkpoint.load_optimizer(self.optimizer, folder)
-            checkpoint.load_scaler(self.scaler, meta)
         self.progress = checkpoint.progress_of(meta)
         self.metrics = [row for row in self.run.metrics() if row["step"] <= self.progress.step]
         self._told = len(self.metrics)
