@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 	$(shell $(name) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(name))) python3)
 
 # All that icre/ and its tests need: the method without the cluster.
-METHOD := torch numpy pillow simplejpeg scipy scikit-learn pydantic pyyaml pyarrow safetensors matplotlib pytest pytest-timeout hypothesis
+METHOD := torch numpy pillow simplejpeg scipy scikit-learn pydantic pyyaml pyarrow safetensors matplotlib pytest pytest-timeout hypothesis pytest-xdist
 CLUSTER_ONLY := ray s3fs prometheus_client
 
 # $(call install,folder of the virtual environment,what to install): the stamp $@ is touched when pip succeeded.
@@ -18,7 +18,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint test-method test-cluster constraints clean
+.PHONY: help demo test check lint test-method test-cluster test-slow constraints clean
 
 .NOTPARALLEL:
 
@@ -30,7 +30,7 @@ help: ## List the targets
 demo: .venv/.installed ## Train, evaluate and report on synthetic people, on this machine
 	.venv/bin/icre demo --config configs/demo.yaml
 
-test: lint test-method test-cluster ## The whole suite: linters, types, import rules, all tests
+test: lint test-method test-cluster ## Linters, types, import rules, all tests but the slow ones
 
 check: lint test-method ## A part of it: linters, types, the method's tests, one real run
 	$(PYTEST) tests/walks/test_road.py
@@ -43,7 +43,10 @@ lint: .venv/.installed-dev ## Style, types and the direction of imports
 
 # Three processes that start Rays at once are too many for two cores: Ray gives a node 30 s to come up.
 test-cluster: .venv/.installed-dev ## The tests on Ray, object store and local clusters, and the walks
-	$(PYTEST) -n 2 --no-loadscope-reorder --ignore=tests/icre
+	$(PYTEST) -n 2 --no-loadscope-reorder --ignore=tests/icre -m "not slow"
+
+test-slow: .venv/.installed-dev ## Faults that take minutes: before a release, and where their code was touched
+	$(PYTEST) --ignore=tests/icre -m slow
 
 test-method: .venv-method/.installed ## The method's tests where Ray is not installed
 	@for module in $(CLUSTER_ONLY); do \
@@ -51,7 +54,7 @@ test-method: .venv-method/.installed ## The method's tests where Ray is not inst
 			echo "error: .venv-method can import $$module; \`make clean\` and try again" >&2; exit 1; \
 		fi; \
 	done
-	.venv-method/bin/python -m pytest -rs tests/icre --confcutdir=tests/icre
+	OMP_NUM_THREADS=1 .venv-method/bin/python -m pytest -rs -n 2 tests/icre --confcutdir=tests/icre
 
 constraints: ## Write constraints.txt anew: the newest versions that fit pyproject.toml, torch as it is named there
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints

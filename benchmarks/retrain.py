@@ -23,9 +23,8 @@ from typing import Any
 
 from icre import config
 from icre.data.synthetic import SyntheticSpec, generate
-from pipelines import retrain
 from pipelines.data import prepare
-from pipelines.retraining import judge
+from pipelines.retraining import judge, retrain
 from pipelines.retraining.challenger import run_of
 from pipelines.retraining.registry import Registry
 from pipelines.runtime.session import Demand, ray_session

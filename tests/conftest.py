@@ -26,23 +26,24 @@ TINY = {
     "optimizer": {"name": "sgd", "lr": 2e-4, "backbone_lr": 2e-4},
     "schedule": {"warmup_epochs": 0, "milestones": []},
     "train": {"epochs": 2, "steps_per_epoch": 6, "cpus_per_worker": 0.5, "loaders": 1, "loader_cpus": 0.25},
-    "evaluation": {"trials": 3, "batch_size": 32, "cpus_per_worker": 0.5},
+    "evaluation": {"trials": 3, "batch_size": 32, "workers": 0, "cpus_per_worker": 0.5},
 }
 
 
-ALONE = ("walks/test_cluster.py", "walks/test_regdb.py", "walks/test_own_images.py")
-"""Walks that do not begin in the folder of the others."""
-FIRST = ("walks", "walks/test_cluster.py", "test_tune_faults.py", "test_main_job.py", "walks/test_regdb.py", "jobs")
+PLACES = {
+    "walks/test_cluster.py": "walks on a cluster",
+    "walks/test_regdb.py": "walks from an empty folder",
+    "walks/test_own_images.py": "walks from an empty folder",
+}
+FIRST = ("walks on a cluster", "walks", "test_main_job.py", "walks from an empty folder", "jobs")
 """What takes longest begins first, so that no process of the suite is alone with it at the end."""
 
 
 def place_of(nodeid: str) -> str:
     """Tests of a file, or of a folder that shares one place, stay in one process where there are several."""
     path = Path(nodeid.partition("::")[0])
-    name = f"{path.parent.name}/{path.name}"
-    if name in ALONE:
-        return name
-    return path.parent.name if path.parent.name in ("walks", "jobs") else path.name
+    alone = PLACES.get(f"{path.parent.name}/{path.name}")
+    return alone or (path.parent.name if path.parent.name in ("walks", "jobs") else path.name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,6 +31,11 @@ class Plates:
             self._advance(1)
         return f"data:{mime};base64,{encoded}"
 
+    @property
+    def names(self) -> list[str]:
+        """Of all figures, in the order of the page."""
+        return list(self._figures)
+
     def files(self) -> dict[str, bytes]:
         """Content by file name: each figure as PNG and PDF, at print size."""
         content: dict[str, bytes] = {}

@@ -81,6 +81,7 @@ print(there == nodes and len(nodes) == 2, os.stat(os.getcwd()).st_ino == here)
 """
 
 
+@pytest.mark.slow
 def test_a_job_keeps_its_folder_when_its_code_comes_to_other_nodes(
     cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +136,6 @@ def test_what_a_cluster_cannot_do_is_refused(cluster: LocalCluster) -> None:
     for wrong in (
         lambda: cluster.kill_node(0),
         lambda: cluster.kill_node(77),
-        lambda: cluster.partition(next(iter(cluster.nodes))),
         lambda: cluster.node_of(os.getpid()),
     ):
         with pytest.raises(UserError):
@@ -167,6 +167,7 @@ def test_nothing_is_left_when_a_node_does_not_come_up(tmp_path: Path, monkeypatc
     assert not list((tmp_path / "temporary").iterdir())
 
 
+@pytest.mark.slow
 def test_all_is_gone_when_the_command_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cluster.local", "--nodes", "1", "--cpus", "1"]
     environment = os.environ | {"ICRE_TEST": str(tmp_path)}

@@ -14,9 +14,9 @@ import pytest
 from icre import figures
 from icre.errors import ConfigError, UserError
 from icre.figures import sweep_curves
-from pipelines import ablate
 from pipelines.data import prepare
-from pipelines.experiments import engine, runner, tables
+from pipelines.experiments import ablation, engine, runner, tables
+from pipelines.experiments.ablation_table import Entry
 from pipelines.experiments.tables import Variant
 from pipelines.runs.run import Run, create_run
 from pipelines.storage import Storage
@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(500)]
 SHORT = ("train.epochs=1", "train.steps_per_epoch=2", "evaluation.trials=2")
 
 
-def planned(recipes: Recipes, *overrides: str, **options: Any) -> list[ablate.Trial]:
-    return ablate.plan(recipes(*SHORT, *overrides), **{"table": "components", "seeds": 2} | options)
+def planned(recipes: Recipes, *overrides: str, **options: Any) -> list[ablation.Trial]:
+    return ablation.plan(recipes(*SHORT, *overrides), **{"table": "components", "seeds": 2} | options)
 
 
 def cells(markdown: str, variant: str) -> list[str]:
@@ -47,7 +47,7 @@ def test_the_table_is_of_its_runs_and_a_second_call_trains_nothing(
     trial = trials[0]  # of more than one seed: below, without a training
     data = prepare.run(trial.recipe)
     folder = Storage(tmp_path / "table")
-    markdown = ablate.run([trial], data, folder)
+    markdown = ablation.run([trial], data, folder)
 
     written = (trial.run.location / "eval" / "best-folder.json").read_json()["directions"]
     rank1 = 100 * written["visible_to_infrared"]["mean"]["rank1"]
@@ -55,7 +55,7 @@ def test_the_table_is_of_its_runs_and_a_second_call_trains_nothing(
     assert "Synthetic data" in markdown and (folder / "table.md").read_text() == markdown + "\n"
 
     before = (trial.run.location / "status.json").read_json()["updated"]
-    assert ablate.run([trial], data, folder) == markdown
+    assert ablation.run([trial], data, folder) == markdown
     assert before == (trial.run.location / "status.json").read_json()["updated"]
 
 
@@ -86,7 +86,7 @@ def test_a_sweep_draws_figure_3(recipes: Recipes, tmp_path: Path, monkeypatch: p
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "sweep_curves", lambda sweeps: drawn.append(sweeps) or sweep_curves(sweeps))
     folder = Storage(tmp_path / "sweep")
-    markdown = ablate.run(trials, None, folder)  # type: ignore[arg-type]
+    markdown = ablation.run(trials, None, folder)  # type: ignore[arg-type]
     assert cells(markdown, "λ = 2")[1] == "1 of 2" and f"{trials[-1].run.name} failed: lost" in markdown
     ((sweep,),) = drawn[-1:]
     assert (sweep.name, sweep.chosen, sorted(sweep.points)) == ("λ", 1.0, [0.1, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0])
@@ -108,7 +108,7 @@ def test_runs_with_other_settings_are_refused_before_anything_is_trained(recipes
     create_run(trials[1].recipe, trials[1].run.name, data=data.manifest, data_url=data.location.url)
     changed = planned(recipes, "optimizer.lr=0.5", only=["baseline", "ICG"], seeds=1)
     with pytest.raises(UserError, match=r"icg-seed0 exists with other settings: optimizer\.lr\n"):
-        ablate.run(changed, data, Storage(tmp_path / "table"))
+        ablation.run(changed, data, Storage(tmp_path / "table"))
     assert not (changed[0].run.location / "config.yaml").exists()
 
 
@@ -129,7 +129,7 @@ def test_unknown_tables_and_variants_and_broken_rows_are_named(
 
 
 def test_results_are_plain_json_without_the_evaluations_pictures(tmp_path: Path) -> None:
-    entry = ablate.Entry(
+    entry = Entry(
         "ICG",
         3,
         "a-run",

@@ -17,7 +17,8 @@ import pytest
 from PIL import ExifTags, Image
 
 from icre.errors import DataError, StorageError
-from pipelines.data import ingest, prepare
+from pipelines import prepare as verb
+from pipelines.data import ingest
 from pipelines.data.caches import EncodedCache
 from pipelines.data.prepared import PreparedData
 from pipelines.storage import Storage
@@ -140,6 +141,7 @@ def test_a_new_split_or_size_rewrites_what_it_changes(recipes: Any, images: Path
     assert len(all_rows(smaller)) == len(source_files(images))
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(recipes: Any, images: Path, tmp_path: Path) -> None:
     # One identity a shard, so that there are many shards to be interrupted between.
     options = (f"data.root={images}", "data.shard_mib=0.0001")
@@ -441,7 +443,7 @@ def test_a_benchmark_layout_is_prepared_with_its_own_splits_and_named_difference
         (root / f"exp/{name}_id.txt").write_text(ids)
     options = ("data.source=sysu", f"data.root={root}", "data.split={val: 0}")
     with pytest.raises(DataError, match="395 published"):
-        prepare.command(None, [f"storage={tmp_path / 'strict'}", *options], strict=True)
+        verb.command(None, [f"storage={tmp_path / 'strict'}", *options], strict=True)
     assert not (tmp_path / "strict").exists()
 
     data, _ = ingest.prepare(recipes(*options))

@@ -79,6 +79,7 @@ def test_a_store_that_comes_back_is_waited_for(recipes: Any, place: Storage, obj
     assert sorted((location / "shards").list()) == sorted(Path(file).name for file in shard_bytes(whole))
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_is_an_error_and_the_same_command_goes_on_later(
     recipes: Any, place: Storage, object_store: ObjectStore, tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ def make_run(storage: Storage, name: str, *, seed: int = 0, whole: bool = False)
     (run.location / CLASSES).write_json({"classes": CLASS_NAMES, "seen": [*CLASS_NAMES, "dora"]})
     network = build_network(recipe, classes=len(CLASS_NAMES)).state_dict() if whole else {"w": torch.tensor([seed])}
     progress = Progress(step=7, best_metric=None, best_step=None)
-    write_snapshot(run, checkpoint.Snapshot(network, {}, progress, len(CLASS_NAMES), None))
+    write_snapshot(run, checkpoint.Snapshot(network, {}, progress, len(CLASS_NAMES)))
     run.write_status("finished")
     return run
 

@@ -403,24 +403,28 @@ def test_other_runs_stand_beside_the_first_where_they_were_evaluated_alike() -> 
     own = "demo-20261122-101500"
     assert {f"{own}: best (step 360)", f"{own}: untrained", "baseline: best (step 200)", "chance"} <= models
     assert not any("step 5" in model for model in models)
-    assert {"training.png", "training-comparison.pdf", "folder-0-cmc-visible_to_infrared.png"} <= set(plates.files())
+    assert {"training", "training-comparison", "folder-0-cmc-visible_to_infrared"} <= set(plates.names)
     # The histograms are those of the network before training and of each trained one.
     assert f"{own}, no better" not in read.text and "30.5" in read.text
 
 
 def test_each_figure_is_a_picture_for_print_too() -> None:
     plates = Plates()
+    figure = cmc_curves({"a": [0.5, 1.0]})
+    embedded = plates.embed("cmc", figure, "webp")
+    assert embedded.startswith("data:image/webp;base64,")
+    files = plates.files()
+    assert files.keys() == {"cmc.png", "cmc.pdf"} and files["cmc.pdf"].startswith(b"%PDF")
+    with Image.open(io.BytesIO(files["cmc.png"])) as image:
+        assert image.format == "PNG" and image.info["dpi"][0] == pytest.approx(300, abs=1)
+
+
+def test_what_the_networks_see_is_on_the_page() -> None:
+    plates = Plates()
     drawn = [Picture("grad-cam", "Where the networks look", "Some words.", cmc_curves({"a": [0.5, 1.0]}))]
     read = Reader(page(pictures=drawn, plates=plates))
     assert "Where the networks look" in read.text and "Some words." in read.text
-    files = plates.files()
-    assert len(files) == 2 * sum(tag == "img" for tag, _ in read.elements)
-    for name, file in files.items():
-        if name.endswith(".pdf"):
-            assert file.startswith(b"%PDF")
-        else:
-            with Image.open(io.BytesIO(file)) as image:
-                assert image.format == "PNG" and image.info["dpi"][0] == pytest.approx(300, abs=1)
+    assert len(plates.names) == sum(tag == "img" for tag, _ in read.elements)
 
 
 def test_camera_pairs_are_a_table_in_the_order_of_their_numbers() -> None:

@@ -27,10 +27,10 @@ from icre.config import Retrain
 from icre.errors import DataError, IcreError, StoppedError, StorageError, TrainingError, UserError, WeightsError
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress
-from pipelines import cli, retrain
+from pipelines import cli
 from pipelines.data import prepare
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.retraining import challenger, images, judge, tick
+from pipelines.retraining import challenger, images, judge, retrain, tick
 from pipelines.retraining.challenger import CLASSIFIER, carry_over
 from pipelines.retraining.journal import STEPS, Journal, Tick
 from pipelines.retraining.registry import Registry
@@ -117,7 +117,7 @@ class Stage:
             state = network.state_dict() if found is None else load((found[0] / checkpoint.NETWORK).read_bytes())
         state = {name: value + 1e-3 if value.is_floating_point() else value for name, value in state.items()}
         if run.reference("last") != "step-00000002":
-            snapshot = checkpoint.Snapshot(state, {}, Progress(2, None, None), run.manifest["data"]["classes"], None)
+            snapshot = checkpoint.Snapshot(state, {}, Progress(2, None, None), run.manifest["data"]["classes"])
             folder = Path(os.environ["ICRE_CACHE"]) / f"stage-{run.name}"
             checkpoint.write_checkpoint(folder, snapshot)
             for file in (checkpoint.NETWORK, checkpoint.OPTIMIZER, checkpoint.META):
@@ -645,7 +645,7 @@ def test_exit_codes_and_the_last_line(
             raise DataError("no image", hint="add one")  # exit code 2 elsewhere: here it is no mistake of the command
         return outcome
 
-    monkeypatch.setattr(retrain, "retrain", told)
+    monkeypatch.setattr("pipelines.retrain.retrain", told)
     for options, code in (([], plain), (["--exit-code"], with_option)):
         monkeypatch.setattr(sys, "argv", ["icre", "retrain", *options])
         with pytest.raises(SystemExit) as ended:

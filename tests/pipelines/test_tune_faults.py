@@ -60,6 +60,7 @@ def assert_same_end(run: Run, plain: Worker) -> None:
     assert equal(weights(run), plain.network.state_dict())
 
 
+@pytest.mark.slow
 @on_ray
 @pytest.mark.timeout(400)
 def test_a_training_whose_workers_are_lost_too_often_fails_and_ends_as_undisturbed_when_it_is_retried(
@@ -89,6 +90,7 @@ def test_a_training_whose_workers_are_lost_too_often_fails_and_ends_as_undisturb
     assert outcome.best == {metric: best[metric] for metric in METRICS}
 
 
+@pytest.mark.slow
 @on_ray
 @pytest.mark.timeout(300)
 def test_a_training_gives_back_its_place_where_all_of_ray_train_is_lost(recipes: Recipes) -> None:
@@ -191,6 +193,7 @@ def played_slowly(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool)
     time.sleep(WAIT_S)
 
 
+@pytest.mark.slow
 @on_ray
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("method", ["tpe", "asha"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.walks.commands import block_with
-from tests.walks.walking import SAME_ARITHMETIC, Ended, Folder, Running, plain_environment, write_recipes
+from tests.walks.walking import SAME_ARITHMETIC, Ended, Folder, Running, plain_environment, until, write_recipes
 
 Folders = Callable[[str], Folder]
 
@@ -23,6 +24,26 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
     yield lambda name: Folder(base / name, environment, base / "logs", started)
     for running in started:
         running.kill()
+
+
+RAY = """
+import ray
+
+print(ray.init("local", num_cpus=4, include_dashboard=False).address_info["gcs_address"], flush=True)
+input()
+"""
+
+
+@pytest.fixture(scope="session")
+def running_ray(folders: Folders) -> dict[str, str]:
+    """The variable by which commands find a Ray that runs on this machine already, as on a workstation that has one.
+
+    Starting one is a third of what a command without trainings takes. The README's block, the demo and whatever is
+    killed start their own.
+    """
+    command = folders("ray").start("python", "-c", RAY, stdin=subprocess.PIPE)
+    until(lambda: command.out.endswith("\n"), command)
+    return {"RAY_ADDRESS": command.out.strip()}
 
 
 @dataclass(frozen=True)

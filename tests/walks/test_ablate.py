@@ -10,9 +10,9 @@ from tests.walks.walking import table
 pytestmark = pytest.mark.timeout(1800)
 
 
-def test_two_rows_of_a_table(road: Road) -> None:
+def test_two_rows_of_a_table(road: Road, running_ray: dict[str, str]) -> None:
     """Each row is trained and evaluated; the table is printed, and written where the last line says."""
-    folder, before = road.folder, road.folder.runs()
+    folder, before = road.folder.on(running_ray), road.folder.runs()
     rows = ["--only", "baseline", "--only", "ICG"]
     told = folder.run(
         "icre", "ablate", "--config", "configs/ablation-synthetic.yaml", "--table", "components", "--seeds", "1", *rows

@@ -139,12 +139,6 @@ def test_jobs_prepare_train_evaluate_and_tune(place: Place) -> None:
     assert not (place.folder / "storage").exists()
 
 
-def test_the_exit_code_is_the_jobs(place: Place) -> None:
-    """A run that is not there is found out by the job alone, whose code is 2."""
-    told = place.submit("evaluate", *DEMO, STORAGE, "--run", "nobody", code=2)
-    assert "error:" in told.out + told.err
-
-
 def test_commands_of_the_text_that_would_take_a_real_cluster(place: Place) -> None:
     """All checks are made and what would be sent is printed."""
     ablate = documented(

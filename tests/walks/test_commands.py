@@ -137,8 +137,9 @@ def build_sysu(root: Path) -> None:
                     Image.fromarray(pixels).save(place / f"{number:04d}.jpg")
 
 
-def test_sysu_is_prepared_and_its_training_planned(folder: Folder) -> None:
+def test_sysu_is_prepared_and_its_training_planned(folder: Folder, running_ray: dict[str, str]) -> None:
     """Twelve people in random pixels, laid out as the release is; that there are too few is a warning."""
+    folder = folder.on(running_ray)
     build_sysu(folder / "SYSU-MM01")
     mine = {"data.root=/data/SYSU-MM01": "data.root=SYSU-MM01"}
     prepare = documented("icre prepare --config configs/sysu-sgd.yaml data.root=/data/SYSU-MM01", mine)

@@ -21,9 +21,9 @@ SMALLER = [
 
 
 @pytest.fixture(scope="module")
-def folder(folders: Folders) -> Folder:
+def folder(folders: Folders, running_ray: dict[str, str]) -> Folder:
     """An empty folder but for images of twenty identities: random pixels, two a camera."""
-    found, drawn = folders("own-images"), np.random.default_rng(0)
+    found, drawn = folders("own-images").on(running_ray), np.random.default_rng(0)
     for person in range(1, 21):
         for modality, cameras in {"visible": (1, 2), "infrared": (3,)}.items():
             place = found / f"my-cameras/{modality}/{person:04d}"

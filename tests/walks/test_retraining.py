@@ -59,8 +59,8 @@ class Week:
 
 
 @pytest.fixture(scope="module")
-def week(road: Road, folders: Folders) -> Week:
-    folder = folders("week")
+def week(road: Road, folders: Folders, running_ray: dict[str, str]) -> Week:
+    folder = folders("week").on(running_ray)
     shutil.copytree(road.folder / "storage/images/demo", folder / "everybody")
     (folder / "configs").mkdir()
     recipe = merged(yaml.safe_load((road.folder / "configs/demo.yaml").read_text()), NIGHTLY)

@@ -69,9 +69,9 @@ def test_the_report_is_one_page_that_needs_no_network(road: Road) -> None:
     assert 'src="http' not in text and '<link rel="stylesheet"' not in text
 
 
-def test_a_second_call_does_nothing(road: Road) -> None:
+def test_a_second_call_does_nothing(road: Road, running_ray: dict[str, str]) -> None:
     """Also where the verb is called as a module, as a job does."""
-    folder = road.folder
+    folder = road.folder.on(running_ray)
     before = contents(folder / "storage/datasets"), contents(folder / "storage/images")
     told = folder.run("python", "-m", "pipelines.prepare", "--config", "configs/demo.yaml")
     assert (contents(folder / "storage/datasets"), contents(folder / "storage/images")) == before

@@ -17,7 +17,7 @@ TRIALS = ["figure3-synthetic-each-0000", "figure3-synthetic-each-0001"]
 
 
 @pytest.fixture(scope="module")
-def folder(road: Road) -> Folder:
+def folder(road: Road, running_ray: dict[str, str]) -> Folder:
     """The road's, after the sweep: the recipe's own weight of the loss, and twice as much.
 
     SIGKILL to the command with its Ray as soon as one training has a checkpoint; then the same command again.
@@ -31,8 +31,9 @@ def folder(road: Road) -> Folder:
     until(lambda: any(path.exists() for path in begun), command)
     command.kill()
     assert not (road.folder / SWEEP / "best.yaml").exists()
-    road.folder.run(*sweep)
-    return road.folder
+    folder = road.folder.on(running_ray)
+    folder.run(*sweep)
+    return folder
 
 
 def test_a_sweep_ends_with_its_table_its_pictures_and_the_best_recipe(folder: Folder) -> None:

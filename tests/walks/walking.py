@@ -116,7 +116,9 @@ class Ended:
 class Running:
     """A command that was started, in a process group of its own."""
 
-    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str], logs: Path) -> None:
+    def __init__(
+        self, words: Sequence[str], folder: Path, environment: Mapping[str, str], logs: Path, *, stdin: int
+    ) -> None:
         self.words, self.mark = tuple(words), uuid.uuid4().hex
         self._started = time.monotonic()
         self._logs = logs
@@ -127,7 +129,7 @@ class Running:
                 [PROGRAMS.get(words[0], words[0]), *words[1:]],
                 cwd=folder,
                 env={**environment, MARK: self.mark},
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
@@ -166,7 +168,7 @@ class Running:
 
 
 class Folder:
-    """A folder in which somebody works."""
+    """A folder in which somebody works. ``environment``: the variables of the commands there."""
 
     def __init__(self, path: Path, environment: Mapping[str, str], logs: Path, started: list[Running]) -> None:
         path.mkdir(parents=True, exist_ok=True)
@@ -176,9 +178,13 @@ class Folder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def start(self, *words: str) -> Running:
+    def on(self, ray: Mapping[str, str]) -> Folder:
+        """The same folder, for commands that use a Ray that runs already."""
+        return Folder(self.path, self.environment | ray, self._logs, self._started)
+
+    def start(self, *words: str, stdin: int = subprocess.DEVNULL) -> Running:
         """A command, which goes on while the walk does something else."""
-        running = Running(words, self.path, self.environment, self._logs)
+        running = Running(words, self.path, self.environment, self._logs, stdin=stdin)
         self._started.append(running)
         return running
 

@@ -121,7 +121,7 @@ def test_a_storage_that_works_is_left_as_it_was(
         monkeypatch.setenv(name, value)
     for storage in (Storage(tmp_path / "here"), Storage(object_store.url) / "doctor"):
         assert states(storage_checks.check_storage(storage)) == {"storage": "ok", "storage: create once": "ok"}
-        assert storage_checks.walk_files() == []
+        assert storage.walk_files() == []
     assert states(storage_checks.clock(Storage(object_store.url))) == {"clock": "ok"}
 
 
@@ -142,7 +142,7 @@ def test_a_storage_that_cannot_be_written(
 
 def test_a_store_that_lets_two_create_the_same_object(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def overwrite(storage: Storage, data: bytes) -> bool:
-        storage_checks.write_bytes(data)
+        storage.write_bytes(data)
         return True
 
     monkeypatch.setattr(Storage, "create", overwrite)
