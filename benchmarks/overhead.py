@@ -40,7 +40,7 @@ from pipelines.data.prepared import open_data
 from pipelines.runs.networks import initial_network
 from pipelines.runtime.session import Demand, ray_session
 from pipelines.training import execution, launch
-from pipelines.training.trainer import Worker
+from pipelines.training.trainer import Trainer
 from pipelines.training.worker_loop import train_worker
 
 HEIGHT, WIDTH = 96, 48
@@ -96,13 +96,13 @@ def _under_ray(recipe: config.Recipe, folder: Path, options: argparse.Namespace)
     """One whole ``icre train``."""
 
     def measured(settings: dict[Any, Any]) -> None:
-        clock, step = Clock(), Worker.step
+        clock, step = Clock(), Trainer.step
 
-        def timed_step(worker: Worker, batch: Any) -> Any:
+        def timed_step(worker: Trainer, batch: Any) -> Any:
             clock.tick()
             return step(worker, batch)
 
-        with patch.object(Worker, "step", timed_step):
+        with patch.object(Trainer, "step", timed_step):
             train_worker(settings)
         clock.write(folder, ray.train.get_context().get_world_rank())
 

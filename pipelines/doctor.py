@@ -18,7 +18,7 @@ from rich.console import Console
 from icre import config
 from icre.errors import IcreError
 from pipelines.checks import machine, nodes, storage_checks
-from pipelines.checks.result import Finding, reported, table
+from pipelines.checks.result import CheckResult, reported, table
 from pipelines.jobs.entrypoint import Work, check_paths
 from pipelines.jobs.job_logs import exit_code, follow
 from pipelines.jobs.server import ADDRESS_VARIABLES, JobServer, connect
@@ -65,7 +65,7 @@ def command(
     raise typer.Exit(1 if failed else 0)
 
 
-def _here(recipe: config.Recipe, storage: Storage) -> list[Finding]:
+def _here(recipe: config.Recipe, storage: Storage) -> list[CheckResult]:
     """Where everything runs on this machine."""
     wanted = recipe.train.gpus_per_worker * recipe.train.worker_range[0]
     return [
@@ -77,19 +77,19 @@ def _here(recipe: config.Recipe, storage: Storage) -> list[Finding]:
     ]
 
 
-def _client() -> list[Finding]:
+def _client() -> list[CheckResult]:
     """Where this machine only submits: it needs no GPU, no memory and no key to the storage."""
     here = [machine.python_version(sys.version_info[:3]), *machine.packages(machine.read_pins())]
     return [*here, *reported("token file", "its owner reads it", nodes.token_file)]
 
 
-def _cluster(address: str, recipe: config.Recipe, folder: Path) -> list[Finding]:
+def _cluster(address: str, recipe: config.Recipe, folder: Path) -> list[CheckResult]:
     """From outside, by its job server, and if that goes well from inside, by a job."""
     found: list[JobServer] = []
 
-    def outside() -> Iterator[Finding]:
+    def outside() -> Iterator[CheckResult]:
         found.append(connect(address))
-        yield Finding("cluster: address", "ok", found[0].address, "Ray's job server answers")
+        yield CheckResult("cluster: address", "ok", found[0].address, "Ray's job server answers")
         yield from nodes.check_server(found[0])
 
     findings = reported("cluster: address", "Ray's job server answers, and takes the token", outside)
@@ -98,7 +98,7 @@ def _cluster(address: str, recipe: config.Recipe, folder: Path) -> list[Finding]
     return findings + reported("cluster: job", "a job runs", lambda: _by_a_job(found[0], recipe, folder))
 
 
-def _by_a_job(server: JobServer, recipe: config.Recipe, folder: Path) -> list[Finding]:
+def _by_a_job(server: JobServer, recipe: config.Recipe, folder: Path) -> list[CheckResult]:
     upload = survey(folder)
     upload.check()
     work = Work("doctor", "pipelines.doctor", ("--from-inside", f"storage={recipe.storage}"), None, recipe)
@@ -112,15 +112,15 @@ def _by_a_job(server: JobServer, recipe: config.Recipe, folder: Path) -> list[Fi
         raise IcreError(
             f"job {name} ended with exit code {code}: {''.join(said).strip()[-300:]}", hint=f"ray job logs {name}"
         )
-    return [Finding(**values) for values in json.loads(told.removeprefix(_MARK))]
+    return [CheckResult(**values) for values in json.loads(told.removeprefix(_MARK))]
 
 
-def _inside(storage: Storage) -> list[Finding]:
+def _inside(storage: Storage) -> list[CheckResult]:
     with tempfile.TemporaryDirectory(prefix="icre-logs-") as logs, ray_session(Path(logs), demand=Demand(1)):
         return nodes.check_nodes(machine.read_pins(), storage)
 
 
-def _counts(findings: Sequence[Finding]) -> Counter[str]:
+def _counts(findings: Sequence[CheckResult]) -> Counter[str]:
     return Counter(found.state for found in findings)
 
 

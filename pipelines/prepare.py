@@ -15,6 +15,7 @@ from pipelines.data.prepare import describe_counts
 from pipelines.data.prepared import location_of
 from pipelines.runtime.command import ConfigFile, DryRun, Overrides, read_recipe, run_command
 from pipelines.runtime.console import say
+from pipelines.runtime.progress import progress
 from pipelines.runtime.session import Demand, ray_session
 
 Strict = Annotated[bool, typer.Option("--strict", help="A count that differs from the published one is an error.")]
@@ -25,8 +26,9 @@ def command(
 ) -> None:
     """Turn images into sharded Parquet with a manifest."""
     recipe = read_recipe(config_file, overrides)
+    with progress("prepare: listing files"):
+        found = survey(recipe)  # a mistake in the location is found before Ray has started
     if dry_run or strict:
-        found = survey(recipe)
         _report_differences(found, strict=strict)
     if dry_run:
         print(recipe.to_yaml())
@@ -37,7 +39,7 @@ def command(
         tempfile.TemporaryDirectory(prefix="icre-logs-") as logs,
         ray_session(Path(logs), demand=Demand(2), dashboard=False),
     ):
-        prepare.run(recipe)
+        prepare.run(recipe, found)
 
 
 def _report_differences(found: Survey, *, strict: bool) -> None:

@@ -11,7 +11,7 @@ from icre.errors import DataError
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.evaluation.features import kept_features, model_hash
 from pipelines.evaluation.measure import SPLIT
-from pipelines.reporting.figure_export import Plates
+from pipelines.reporting.figure_export import FigureCollector
 from pipelines.reporting.metric_table import BEST
 from pipelines.reporting.pictures import Examples, Model, Picture, pictures
 from pipelines.reporting.report_page import RunContent, render
@@ -61,7 +61,7 @@ def write(run: Run, *others: Run, with_figures: bool = False) -> Storage:
     data = _data_of(run)
     seen = [] if data is None else _pictures(run, others, data)
     with progress("report: figures of the page", unit="figures") as advance:
-        plates = Plates(advance)
+        plates = FigureCollector(advance)
         page = render(
             _content(run),
             others=[_content(other) for other in others],

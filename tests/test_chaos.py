@@ -3,7 +3,7 @@
 The others, a minute each, are left to `python -m benchmarks.chaos`, as other tests cover their parts: a killed worker
 and a newest checkpoint that is cut off, a command that is stopped (test_main_job) or killed (tests/walks), a killed
 raylet (a part of the one here), an object store that comes back (test_storage) or does not, a disk that is full
-(test_saver), any number of workers (test_distributed).
+(test_checkpointer), any number of workers (test_distributed).
 """
 
 from __future__ import annotations

@@ -18,19 +18,21 @@ from pipelines.experiments.trial import Sweep, lineage
 from pipelines.runs.run import Run
 from pipelines.storage import Storage
 from pipelines.training import launch
-from pipelines.training.checkpointer import Saver
-from pipelines.training.trainer import Worker
+from pipelines.training.checkpointer import AsyncCheckpointer
+from pipelines.training.trainer import Trainer
 
 TIMES = {"time", "images_per_s", "data_wait_s"}
 
 
-def trained_plainly(recipe: config.Recipe, data: PreparedData, run: Run | None = None) -> Worker:
+def trained_plainly(recipe: config.Recipe, data: PreparedData, run: Run | None = None) -> Trainer:
     """The recipe trained to its end by one worker; with a ``run``, from where that is, and with checkpoints."""
     steps = launch.steps_per_epoch(recipe, data)
     place = run or Run(Storage(recipe.storage) / "runs" / "nowhere")
     with _one_thread():
-        worker = Worker.start(recipe, place, data, steps_per_epoch=steps, device=torch.device("cpu"), warn=pytest.fail)
-        saver = Saver(place, recipe.checkpoints, steps_per_epoch=steps, done=lambda _: None, warn=pytest.fail)
+        worker = Trainer.start(recipe, place, data, steps_per_epoch=steps, device=torch.device("cpu"), warn=pytest.fail)
+        saver = AsyncCheckpointer(
+            place, recipe.checkpoints, steps_per_epoch=steps, done=lambda _: None, warn=pytest.fail
+        )
         for batch in Feed(data, recipe, steps, 0, 1).batches(
             start=worker.progress.step, stop=worker.total_steps, device=worker.device
         ):

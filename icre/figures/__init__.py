@@ -1,29 +1,29 @@
 """Figures of the paper and of a run's report: plain data in, a matplotlib Figure out."""
 
-from icre.figures.attention import AttendedImage, attention_map
+from icre.figures.attention import AttentionSample, attention_map
 from icre.figures.cmc import cmc_curves
 from icre.figures.comparison import training_comparison
 from icre.figures.contact_sheet import ContactRow, Tile, contact_sheet
 from icre.figures.distances import Distances, distance_histograms
-from icre.figures.heat import Heated, heat_rows
-from icre.figures.masks import Masked, mask_overlays
+from icre.figures.heat import GradCamSample, heat_rows
+from icre.figures.masks import MaskSample, mask_overlays
 from icre.figures.parallel import Line, parallel_coordinates
-from icre.figures.ranking import RankedList, Shown, ranked_list
+from icre.figures.ranking import RankedImage, RankedList, ranked_list
 from icre.figures.scatter import Scatter, feature_scatter
 from icre.figures.style import encode
 from icre.figures.sweep import Sweep, sweep_curves
 from icre.figures.training import training_curves
 
 __all__ = [
-    "AttendedImage",
+    "AttentionSample",
     "ContactRow",
     "Distances",
-    "Heated",
+    "GradCamSample",
     "Line",
-    "Masked",
+    "MaskSample",
+    "RankedImage",
     "RankedList",
     "Scatter",
-    "Shown",
     "Sweep",
     "Tile",
     "attention_map",

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from icre.figures import style
-from icre.figures.overlays import Map, Overlaid, overlay_grid
+from icre.figures.overlays import Map, Overlay, overlay_grid
 
 
 @dataclass(frozen=True, eq=False)
-class AttendedImage:
+class AttentionSample:
     """An image, one of its tokens, and from where that token reads."""
 
     image: NDArray[np.uint8]
@@ -28,7 +28,7 @@ class AttendedImage:
 
 @style.styled
 def attention_map(
-    visible: Sequence[AttendedImage], infrared: Sequence[AttendedImage], *, stages: Sequence[str]
+    visible: Sequence[AttentionSample], infrared: Sequence[AttentionSample], *, stages: Sequence[str]
 ) -> Figure:
     """Images with the chosen token framed, below them its attention in each stage; visible left, infrared right.
 
@@ -40,11 +40,11 @@ def attention_map(
     return overlay_grid(*sides, rows=stages, scale=scale)
 
 
-def _column(attended: AttendedImage) -> Overlaid:
+def _column(attended: AttentionSample) -> Overlay:
     peaks = [float(probability.max()) for probability in attended.attention]
     maps = [probability / peak for probability, peak in zip(attended.attention, peaks, strict=True)]
     notes = [f"{_multiple(peak * one.size)} × even" for peak, one in zip(peaks, maps, strict=True)]
-    return Overlaid(attended.image, attended.caption, maps, notes, attended.cell)
+    return Overlay(attended.image, attended.caption, maps, notes, attended.cell)
 
 
 def _multiple(times: float) -> str:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from icre.figures import style
-from icre.figures.overlays import Map, Overlaid, overlay_grid
+from icre.figures.overlays import Map, Overlay, overlay_grid
 
 
 @dataclass(frozen=True, eq=False)
-class Heated:
+class GradCamSample:
     """An image, and what each model looks at in it."""
 
     image: NDArray[np.uint8]
@@ -25,7 +25,7 @@ class Heated:
 
 
 @style.styled
-def heat_rows(visible: Sequence[Heated], infrared: Sequence[Heated]) -> Figure:
+def heat_rows(visible: Sequence[GradCamSample], infrared: Sequence[GradCamSample]) -> Figure:
     """Images in the first row, below them the same images under each model's heat; visible left, infrared right.
 
     A map without any heat, which looks like a dark image, is marked "nowhere".
@@ -37,7 +37,7 @@ def heat_rows(visible: Sequence[Heated], infrared: Sequence[Heated]) -> Figure:
     return overlay_grid(*sides, rows=names, scale=("0", "largest value of the map"))
 
 
-def _column(heated: Heated, names: Sequence[str], *, marked: bool) -> Overlaid:
+def _column(heated: GradCamSample, names: Sequence[str], *, marked: bool) -> Overlay:
     maps = [heated.heat[name] for name in names]
     notes = ["" if one.any() else "nowhere" for one in maps] if marked else []
-    return Overlaid(heated.image, heated.caption, maps, notes)
+    return Overlay(heated.image, heated.caption, maps, notes)

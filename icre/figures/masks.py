@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from icre.figures import style
-from icre.figures.overlays import Map, Overlaid, overlay_grid
+from icre.figures.overlays import Map, Overlay, overlay_grid
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class MaskSample:
     """An image and the masks that MPFR gave it."""
 
     image: NDArray[np.uint8]
@@ -25,7 +25,7 @@ class Masked:
 
 
 @style.styled
-def mask_overlays(visible: Sequence[Masked], infrared: Sequence[Masked], *, stages: Sequence[int]) -> Figure:
+def mask_overlays(visible: Sequence[MaskSample], infrared: Sequence[MaskSample], *, stages: Sequence[int]) -> Figure:
     """Images in the first row, below them the same images under the mask of each stage; visible left, infrared right.
 
     stages: number of the backbone's stage of each mask. Colours go from the smallest to the largest value in a row,
@@ -37,7 +37,7 @@ def mask_overlays(visible: Sequence[Masked], infrared: Sequence[Masked], *, stag
     return overlay_grid(*sides, rows=names, scale=("smallest", "largest value in the row"))
 
 
-def _spans(images: Sequence[Masked], stages: int) -> list[tuple[float, float]]:
+def _spans(images: Sequence[MaskSample], stages: int) -> list[tuple[float, float]]:
     """Smallest and largest value of each stage over all images."""
     if not images:
         return [(0.0, 1.0)] * stages
@@ -45,6 +45,6 @@ def _spans(images: Sequence[Masked], stages: int) -> list[tuple[float, float]]:
     return [(float(values[:, s].min()), float(values[:, s].max())) for s in range(stages)]
 
 
-def _column(masked: Masked, spans: Sequence[tuple[float, float]]) -> Overlaid:
+def _column(masked: MaskSample, spans: Sequence[tuple[float, float]]) -> Overlay:
     maps = [(mask - low) / (high - low or 1.0) for mask, (low, high) in zip(masked.masks, spans, strict=True)]
-    return Overlaid(masked.image, masked.caption, maps)
+    return Overlay(masked.image, masked.caption, maps)

@@ -31,7 +31,7 @@ Map = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
-class Overlaid:
+class Overlay:
     """A column of the grid: an image, and under it the same image with each of its maps over it."""
 
     image: NDArray[np.uint8]
@@ -57,7 +57,7 @@ def blend(image: NDArray[np.uint8], values_hw: Map) -> NDArray[np.uint8]:
 
 
 def overlay_grid(
-    visible: Sequence[Overlaid], infrared: Sequence[Overlaid], *, rows: Sequence[str], scale: tuple[str, str]
+    visible: Sequence[Overlay], infrared: Sequence[Overlay], *, rows: Sequence[str], scale: tuple[str, str]
 ) -> Figure:
     """Images in the first row, their maps below, a row for each name; visible images left, infrared ones right.
 
@@ -94,7 +94,7 @@ class _Layout(NamedTuple):
     """Of each row, and where the last one ends."""
 
 
-def _layout(visible: int, infrared: int, rows: Sequence[str], first: Overlaid) -> _Layout:
+def _layout(visible: int, infrared: int, rows: Sequence[str], first: Overlay) -> _Layout:
     ratio, count = first.image.shape[0] / first.image.shape[1], visible + infrared
     middle = MIDDLE_IN if visible and infrared else 0.0
     free = style.PAGE_IN - LABEL_IN - middle - GAP_IN * count
@@ -116,7 +116,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _place(axes: Axes, column: Overlaid, number: int, corner: tuple[float, float], tile: tuple[float, float]) -> None:
+def _place(axes: Axes, column: Overlay, number: int, corner: tuple[float, float], tile: tuple[float, float]) -> None:
     """The image of a column (``number`` 0), or its image under one of its maps."""
     x, y = corner
     picture = column.image if number == 0 else blend(column.image, column.maps[number - 1])

@@ -21,7 +21,7 @@ RIGHT, WRONG = "#00805E", style.RED
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class RankedImage:
     """An image in a list."""
 
     image: NDArray[np.uint8] | None
@@ -39,8 +39,8 @@ class Shown:
 class RankedList:
     """A query and its gallery images, nearest first."""
 
-    query: Shown
-    gallery: Sequence[Shown]
+    query: RankedImage
+    gallery: Sequence[RankedImage]
 
 
 @style.styled
@@ -86,7 +86,7 @@ def _header(axes: Axes, columns: int) -> None:
         axes.text(left + 0.5, -HEADER / 2, name, ha="center", va="center", weight="bold", color=style.MUTED)
 
 
-def _place(axes: Axes, shown: Shown, left: float, bottom: float, ratio: float) -> None:
+def _place(axes: Axes, shown: RankedImage, left: float, bottom: float, ratio: float) -> None:
     if shown.image is not None:
         axes.imshow(shown.image, extent=(left, left + 1, bottom, bottom + ratio), aspect="auto", zorder=1)
     else:
@@ -115,7 +115,7 @@ def _broken(path: str) -> str:
     return "\n".join(line for part in parts for line in textwrap.wrap(part, 13))
 
 
-def _caption(shown: Shown) -> tuple[str, str]:
+def _caption(shown: RankedImage) -> tuple[str, str]:
     camera = f"cam {style.shortened(shown.camera, 9)}"
     if shown.distance is None:
         return style.shortened(shown.identity, 12), camera

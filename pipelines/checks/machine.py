@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.checks.result import Finding, judge
+from pipelines.checks.result import CheckResult, judge
 
 GIB = 2**30
 OLDEST_PYTHON = (3, 11)
@@ -25,7 +25,7 @@ RAY_PORTS = {"GCS": 6379, "dashboard": 8265, "client server": 10001}
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def check_machine(pins: Mapping[str, str], *, gpus: float = 0) -> list[Finding]:
+def check_machine(pins: Mapping[str, str], *, gpus: float = 0) -> list[CheckResult]:
     """All checks that need no network. ``gpus``: how many GPUs must be usable here."""
     cache = Path(os.environ.get("ICRE_CACHE") or tempfile.gettempdir())
     return [
@@ -46,7 +46,7 @@ def read_pins(path: Path = _ROOT / "constraints.txt") -> dict[str, str]:
     return {_normalised(name): version for name, _, version in (line.partition("==") for line in lines) if version}
 
 
-def python_version(version: tuple[int, ...]) -> Finding:
+def python_version(version: tuple[int, ...]) -> CheckResult:
     """Whether Python is new enough."""
     shown, oldest = (".".join(map(str, numbers)) for numbers in (version, OLDEST_PYTHON))
     return judge(
@@ -54,13 +54,13 @@ def python_version(version: tuple[int, ...]) -> Finding:
     )
 
 
-def packages(pins: Mapping[str, str]) -> Iterator[Finding]:
+def packages(pins: Mapping[str, str]) -> Iterator[CheckResult]:
     """The project's direct dependencies against constraints.txt, in one line if all is as it was tested."""
     names = _direct_dependencies()
     rule = "the versions of constraints.txt, which the tests ran with"
     fix = "pip install -c constraints.txt -e ."
     if not pins:
-        yield Finding("packages", "warning", "no constraints.txt beside the code", rule, "run from the repository")
+        yield CheckResult("packages", "warning", "no constraints.txt beside the code", rule, "run from the repository")
         return
     found = {name: _installed(name) for name in names if name in pins}
     missing = [name for name, version in found.items() if version is None]
@@ -73,7 +73,7 @@ def packages(pins: Mapping[str, str]) -> Iterator[Finding]:
     )
 
 
-def gpu(wanted: float) -> Finding:
+def gpu(wanted: float) -> CheckResult:
     """Whether torch can use the GPUs that the machine has, and that are wanted of it."""
     devices = [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -89,7 +89,7 @@ def gpu(wanted: float) -> Finding:
     )
 
 
-def shared_memory(place: Path, memory: int) -> Finding:
+def shared_memory(place: Path, memory: int) -> CheckResult:
     """Whether Ray's object store, 30 % of the memory, has room."""
     size = shutil.disk_usage(place).total if place.is_dir() else 0
     return judge(
@@ -102,7 +102,7 @@ def shared_memory(place: Path, memory: int) -> Finding:
     )
 
 
-def disk(name: str, place: Path) -> Finding:
+def disk(name: str, place: Path) -> CheckResult:
     """Free space. Ray takes no more objects on a disk that is 95 % full."""
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     usage = shutil.disk_usage(there)
@@ -117,7 +117,7 @@ def disk(name: str, place: Path) -> Finding:
     )
 
 
-def open_files(limit: int) -> Finding:
+def open_files(limit: int) -> CheckResult:
     """``ulimit -n``: each of Ray's connections is an open file."""
     low = limit != resource.RLIM_INFINITY
     return judge(
@@ -130,7 +130,7 @@ def open_files(limit: int) -> Finding:
     )
 
 
-def free_ports(ports: Mapping[str, int] = RAY_PORTS) -> Finding:
+def free_ports(ports: Mapping[str, int] = RAY_PORTS) -> CheckResult:
     """Whether ``ray start --head`` finds its ports free on this machine."""
     taken = [f"{port} ({name})" for name, port in ports.items() if _listens(port)]
     return judge(

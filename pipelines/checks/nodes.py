@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from icre.errors import IcreError
 from pipelines.checks import storage_checks
 from pipelines.checks.machine import check_machine
-from pipelines.checks.result import Finding, judge, reported
+from pipelines.checks.result import CheckResult, judge, reported
 from pipelines.jobs.server import JobServer, find_token, version_warnings
 from pipelines.storage import Storage
 
@@ -28,7 +28,7 @@ _CONNECT_S = 3.0
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def check_server(server: JobServer) -> Iterator[Finding]:
+def check_server(server: JobServer) -> Iterator[CheckResult]:
     """What the job server tells: versions, nodes, whether it wants a token."""
     there = server.versions
     differing = version_warnings(server)
@@ -58,7 +58,7 @@ def check_server(server: JobServer) -> Iterator[Finding]:
     )
 
 
-def token_file() -> Iterator[Finding]:
+def token_file() -> Iterator[CheckResult]:
     """Whether others on this machine can read the token."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if find_token() is None or not path.is_file():
@@ -74,7 +74,7 @@ def token_file() -> Iterator[Finding]:
     )
 
 
-def check_nodes(pins: Mapping[str, str], storage: Storage) -> list[Finding]:
+def check_nodes(pins: Mapping[str, str], storage: Storage) -> list[CheckResult]:
     """One task on each node of the cluster this process belongs to, all at once; a node's silence is a finding."""
     alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     probe, content = f".icre-doctor-{secrets.token_hex(8)}", secrets.token_bytes(64)
@@ -94,7 +94,7 @@ def check_nodes(pins: Mapping[str, str], storage: Storage) -> list[Finding]:
         (storage / probe).delete()
 
 
-def reachable(peers: Mapping[str, tuple[str, int]]) -> Finding:
+def reachable(peers: Mapping[str, tuple[str, int]]) -> CheckResult:
     """Whether this machine can open a connection to each port; ``peers``: what is there, to host and port."""
     silent = [f"{name} {host}:{port}" for name, (host, port) in peers.items() if not _connects(host, port)]
     return judge(
@@ -109,8 +109,8 @@ def reachable(peers: Mapping[str, tuple[str, int]]) -> Finding:
 @ray.remote(num_cpus=0, max_retries=0)
 def _examine(
     pins: dict[str, str], url: str, probe: str, content: bytes, peers: dict[str, tuple[str, int]], gpus: float
-) -> list[Finding]:
-    def stored() -> Iterator[Finding]:
+) -> list[CheckResult]:
+    def stored() -> Iterator[CheckResult]:
         storage = Storage(url)
         yield storage_checks.sees(storage, probe, content)
         yield from storage_checks.check_storage(storage)
@@ -119,7 +119,7 @@ def _examine(
     return [*check_machine(pins, gpus=gpus), reachable(peers), *reported("storage", storage_checks.RULE, stored)]
 
 
-def _written(place: Storage, content: bytes) -> list[Finding]:
+def _written(place: Storage, content: bytes) -> list[CheckResult]:
     place.write_bytes(content)
     return []
 
@@ -133,13 +133,15 @@ def _peers(node: Mapping[str, Any], alive: list[Any]) -> dict[str, tuple[str, in
     }
 
 
-def _findings(task: Any, node: Mapping[str, Any]) -> list[Finding]:
+def _findings(task: Any, node: Mapping[str, Any]) -> list[CheckResult]:
     name = f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}"
     try:
-        findings: list[Finding] = ray.get(task, timeout=0)
+        findings: list[CheckResult] = ray.get(task, timeout=0)
     except (RayError, IcreError) as error:
         told = str(error).strip().splitlines()[-1]
-        findings = [Finding("node", "failed", told, "a task runs on it", "see the node's raylet.out and its memory")]
+        findings = [
+            CheckResult("node", "failed", told, "a task runs on it", "see the node's raylet.out and its memory")
+        ]
     return [replace(found, node=name) for found in findings]
 
 

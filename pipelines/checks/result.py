@@ -16,7 +16,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check: ``value`` is what was found, ``rule`` what should be, ``fix`` what to do if it is not."""
 
     name: str
@@ -27,21 +27,21 @@ class Finding:
     node: str = "here"
 
 
-def judge(name: str, value: str, *, rule: str, fix: str, failed: bool, warning: bool = False) -> Finding:
+def judge(name: str, value: str, *, rule: str, fix: str, failed: bool, warning: bool = False) -> CheckResult:
     """A finding; the fix is told only where there is something to set right."""
     state: State = "failed" if failed else "warning" if warning else "ok"
-    return Finding(name, state, value, rule, "" if state == "ok" else fix)
+    return CheckResult(name, state, value, rule, "" if state == "ok" else fix)
 
 
-def reported(name: str, rule: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def reported(name: str, rule: str, check: Callable[[], Iterable[CheckResult]]) -> list[CheckResult]:
     """The findings of ``check``; an error that it raises for the user is a finding that failed."""
     try:
         return list(check())
     except IcreError as error:
-        return [Finding(name, "failed", error.message, rule, error.hint)]
+        return [CheckResult(name, "failed", error.message, rule, error.hint)]
 
 
-def table(findings: Sequence[Finding]) -> Table:
+def table(findings: Sequence[CheckResult]) -> Table:
     """For the console."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("Where", "Check", "State", "Found", "Rule, and what to do"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
 from icre.errors import StorageError
-from pipelines.checks.result import Finding, judge
+from pipelines.checks.result import CheckResult, judge
 from pipelines.storage import Storage
 
 RULE = "write, read, list and delete"
@@ -19,7 +19,7 @@ _SKEW_S = (5.0, 60.0)
 _TIMEOUT_S = 10.0
 
 
-def check_storage(storage: Storage) -> Iterator[Finding]:
+def check_storage(storage: Storage) -> Iterator[CheckResult]:
     """Put an object, read it, list it, take it as a lock twice, remove it. Raises StorageError for what is refused."""
     storage.check_writable()  # without patience: a store that is not there shows within seconds
     folder = storage / f".icre-doctor-{secrets.token_hex(8)}"
@@ -54,7 +54,7 @@ def check_storage(storage: Storage) -> Iterator[Finding]:
     )
 
 
-def clock(storage: Storage) -> Iterator[Finding]:
+def clock(storage: Storage) -> Iterator[CheckResult]:
     """This machine's clock against the store's; nothing to say for a local folder."""
     if not storage.is_remote:
         return
@@ -62,7 +62,7 @@ def clock(storage: Storage) -> Iterator[Finding]:
     yield clock_against(endpoint or f"https://s3.{os.environ.get('AWS_REGION') or 'us-east-1'}.amazonaws.com")
 
 
-def clock_against(url: str) -> Finding:
+def clock_against(url: str) -> CheckResult:
     """The clock against the Date header of whatever answers at ``url``."""
     request, before = urllib.request.Request(url, method="HEAD"), time.time()
     try:
@@ -74,7 +74,7 @@ def clock_against(url: str) -> Finding:
     except (OSError, ValueError) as error:
         raise StorageError(f"no answer from {url}: {error}", hint="check AWS_ENDPOINT_URL and the network") from error
     if not date:
-        return Finding("clock", "warning", f"{url} tells no date", "within 5 s of the store's", "check it by hand")
+        return CheckResult("clock", "warning", f"{url} tells no date", "within 5 s of the store's", "check it by hand")
     # The header has whole seconds.
     skew = parsedate_to_datetime(date).timestamp() + 0.5 - (before + time.time()) / 2
     return judge(
@@ -87,7 +87,7 @@ def clock_against(url: str) -> Finding:
     )
 
 
-def sees(storage: Storage, name: str, content: bytes) -> Finding:
+def sees(storage: Storage, name: str, content: bytes) -> CheckResult:
     """Whether this machine reads what another one wrote as ``name``."""
     place = storage / name
     same = place.exists() and place.read_bytes() == content

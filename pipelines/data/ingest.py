@@ -20,19 +20,20 @@ from pipelines.data.fingerprint import fingerprint
 from pipelines.data.prepared import FORMAT, MANIFEST, PreparedData, location_of
 from pipelines.data.shards import Row, Shard, digest, plan_shards, usable_shards, write_shards
 from pipelines.runs.provenance import code_version, now
-from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
 
 
-def prepare(recipe: config.Recipe) -> tuple[PreparedData, bool]:
+def prepare(recipe: config.Recipe, found: Survey | None = None) -> tuple[PreparedData, bool]:
     """Prepare ``recipe.data``; the data set, and whether anything was written.
+
+    found: the images, where they were listed before; None lists them.
 
     A shard of the data set as it is stays, byte for byte, if every image in it is still there, unchanged and in the
     same split; all other images go to new shards. Raises DataError for an unusable folder, for the same picture
     under two identities, and when more than ``data.max_unreadable_share`` of the images do not decode; a data set
     prepared earlier then stays as it was.
     """
-    with progress("prepare: listing files"):
+    if found is None:
         found = survey(recipe)
     location = location_of(recipe)
     location.check_writable()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from icre import config
 from pipelines.data import ingest
+from pipelines.data.catalog import Survey
 from pipelines.data.prepared import PreparedData
 from pipelines.runtime.console import say
 
 
-def run(recipe: config.Recipe) -> PreparedData:
-    """Prepare inside an open Ray session and say what came out."""
-    data, written = ingest.prepare(recipe)
+def run(recipe: config.Recipe, found: Survey | None = None) -> PreparedData:
+    """Prepare inside an open Ray session, and print what came out. found: as of :func:`ingest.prepare`."""
+    data, written = ingest.prepare(recipe, found)
     manifest = data.manifest
     for difference in manifest["differences"]:
         say(f"prepare: warning: {recipe.data.source}: {difference}")

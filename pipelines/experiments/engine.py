@@ -23,7 +23,7 @@ from pipelines.experiments.outcomes import Outcome, is_settled, outcomes_of
 from pipelines.experiments.searchers import scheduler_of, searcher_of
 from pipelines.experiments.trial import Sweep
 from pipelines.experiments.trial_process import train_trial
-from pipelines.experiments.watch import Watch
+from pipelines.experiments.watch import SweepCallback
 from pipelines.runtime.session import Demand
 from pipelines.storage import Storage
 
@@ -70,13 +70,13 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_f
             storage_filesystem=filesystem,
             # Of the process that starts the training, with its node; what is wrong with a training is not retried.
             failure_config=tune.FailureConfig(max_failures=base.train.max_failures),
-            callbacks=[Watch(sweep, len(sweep.trials) or base.tune.trials, others)],
+            callbacks=[SweepCallback(sweep, len(sweep.trials) or base.tune.trials, others)],
             verbose=0,
         ),
     )
     try:
         # Tune prints even where it was told not to, and standard output holds results only.
-        with Watch.shown(), contextlib.redirect_stdout(io.StringIO()):
+        with SweepCallback.shown(), contextlib.redirect_stdout(io.StringIO()):
             tuner.fit()
     except tune.TuneError as error:
         raise TrainingError(

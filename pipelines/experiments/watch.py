@@ -39,7 +39,7 @@ _OF_TUNE = {
 }
 
 
-class Watch(Callback):
+class SweepCallback(Callback):
     """Follows Tune's trials from the process that runs the sweep.
 
     Tune pickles its callbacks and makes them anew when a sweep goes on: everything begins in :meth:`setup`. The line on
@@ -58,7 +58,7 @@ class Watch(Callback):
         self._runs: dict[str, str] = {}
         self._ended: dict[str, str] = {}
         self._reported = time.time()
-        self._shown_at, Watch._line = 0.0, STARTING
+        self._shown_at, SweepCallback._line = 0.0, STARTING
         self._metric = self._sweep.base.checkpoints.best
         reached = [(other.reached[self._metric], other.run) for other in self._others if other.reached]
         self._best = max(reached, default=None, key=lambda pair: pair[0])
@@ -150,7 +150,7 @@ class Watch(Callback):
             self._gauges["icre_sweep_best_ratio"].set(self._best[0], sweep)
         line = self._describe(counts)
         if line != self._line:
-            Watch._line = line
+            SweepCallback._line = line
             say(line)
         with warned_of(StorageError):
             status = {"state": state, "updated": now(), "counts": {name: counts[name] for name in STATES}}

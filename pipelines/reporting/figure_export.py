@@ -13,7 +13,7 @@ from pipelines.runtime.progress import Advance, progress
 PRINTED: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
 
 
-class Plates:
+class FigureCollector:
     """Collects every figure that a page shows, by name."""
 
     def __init__(self, advance: Advance | None = None) -> None:

@@ -130,7 +130,7 @@ def _heat(models: Sequence[Model], examples: Examples) -> Picture:
         references = partners(model.features, examples.records, examples.shown)
         heat[model.label] = grad_cam(model.network, batch, infrared, similarity_to(references)).cpu().numpy()
     columns = [
-        figures.Heated(image, examples.caption(number), {label: maps[number] for label, maps in heat.items()})
+        figures.GradCamSample(image, examples.caption(number), {label: maps[number] for label, maps in heat.items()})
         for number, image in enumerate(examples.pixels)
     ]
     text = (
@@ -144,7 +144,7 @@ def _masks(model: Model, number: int, examples: Examples) -> Picture:
     assert model.network.mpfr is not None
     maps = mask_maps(model.network, *examples.inputs).cpu().numpy()
     columns = [
-        figures.Masked(image, examples.caption(place), maps[place]) for place, image in enumerate(examples.pixels)
+        figures.MaskSample(image, examples.caption(place), maps[place]) for place, image in enumerate(examples.pixels)
     ]
     figure = figures.mask_overlays(columns[::2], columns[1::2], stages=model.network.mpfr.stages)
     text = "How much MPFR lets each stage of the backbone say at each place."
@@ -155,7 +155,7 @@ def _attention(model: Model, number: int, examples: Examples) -> Picture:
     attended = attention_of(model.network, *examples.inputs)
     names = [f"{stage.kind}-attention" for stage in attended.stages]
     columns = [
-        figures.AttendedImage(
+        figures.AttentionSample(
             image,
             examples.caption(place),
             attended.cells[place],

@@ -22,7 +22,7 @@ from icre import figures
 from pipelines.reporting import metric_table
 from pipelines.reporting.camera_table import MEANING as CAMERAS_MEANING
 from pipelines.reporting.camera_table import camera_table
-from pipelines.reporting.figure_export import Plates
+from pipelines.reporting.figure_export import FigureCollector
 from pipelines.reporting.metric_table import Evaluation, metric_table_markdown, percent, words
 from pipelines.reporting.pictures import Picture
 
@@ -54,14 +54,14 @@ def render(
     image_of: ImageOf,
     others: Sequence[RunContent] = (),
     pictures: Sequence[Picture] = (),
-    plates: Plates | None = None,
+    plates: FigureCollector | None = None,
 ) -> str:
     """The report of ``run``, whatever it holds so far, beside ``others`` where they were evaluated alike.
 
     ``image_of(row)`` gives the encoded image of a row of the manifest's data set, or None. ``plates`` keeps the figures
     for print.
     """
-    plates = plates or Plates()
+    plates = plates or FigureCollector()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -103,7 +103,9 @@ def _own(group: Sequence[Evaluation], run: RunContent) -> list[Evaluation]:
     return [evaluation for evaluation in group if evaluation["run"] == run.name]
 
 
-def _result(group: Sequence[Evaluation], number: int, run: RunContent, image_of: ImageOf, plates: Plates) -> Context:
+def _result(
+    group: Sequence[Evaluation], number: int, run: RunContent, image_of: ImageOf, plates: FigureCollector
+) -> Context:
     """What the template shows of evaluations that can be compared."""
     own = _own(group, run)
     shown = metric_table.trained(own) or own[-1]
@@ -167,7 +169,7 @@ def _sentence(chance: float, untrained: float | None, reached: float | None) -> 
     return f"{text} against {percent(untrained)} % untrained and {by_chance}"
 
 
-def _training(runs: Sequence[RunContent], plates: Plates) -> Context | None:
+def _training(runs: Sequence[RunContent], plates: FigureCollector) -> Context | None:
     metrics = runs[0].metrics
     if not metrics:
         return None
@@ -190,7 +192,7 @@ def _training(runs: Sequence[RunContent], plates: Plates) -> Context | None:
     return drawn
 
 
-def _cmc(group: Sequence[Evaluation], direction: str, plates: Plates, prefix: str) -> Context:
+def _cmc(group: Sequence[Evaluation], direction: str, plates: FigureCollector, prefix: str) -> Context:
     curves = {}
     for evaluation in group:
         trials = [trial["cmc"] for trial in evaluation["directions"][direction]["trials"]]
@@ -215,7 +217,9 @@ def _distances(group: Sequence[Evaluation], own: Sequence[Evaluation]) -> Figure
     return figures.distance_histograms(drawn)
 
 
-def _ranked(evaluation: Evaluation, direction: str, *, image_of: ImageOf, plates: Plates, prefix: str) -> Context:
+def _ranked(
+    evaluation: Evaluation, direction: str, *, image_of: ImageOf, plates: FigureCollector, prefix: str
+) -> Context:
     entries = evaluation["directions"][direction]["ranked"]
     lists = [
         figures.RankedList(
@@ -230,9 +234,9 @@ def _ranked(evaluation: Evaluation, direction: str, *, image_of: ImageOf, plates
     return {"title": words(direction), "entries": entries, "figure": figure, "alt": alt}
 
 
-def _shown(item: Mapping[str, Any], image_of: ImageOf) -> figures.Shown:
+def _shown(item: Mapping[str, Any], image_of: ImageOf) -> figures.RankedImage:
     content = image_of(item["row"])
-    return figures.Shown(
+    return figures.RankedImage(
         image=None if content is None else _thumbnail(content),
         identity=str(item["identity"]),
         camera=str(item["camera"]),

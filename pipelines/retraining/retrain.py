@@ -14,7 +14,7 @@ from pipelines.retraining.challenger import run_of
 from pipelines.retraining.journal import Journal, Outcome, Tick
 from pipelines.retraining.registry import Registry
 from pipelines.retraining.tick import Work, run_tick
-from pipelines.retraining.tick_metrics import Told
+from pipelines.retraining.tick_metrics import TickSummary
 from pipelines.runs.lease import hold, holder
 from pipelines.runtime.console import say, warned_of
 from pipelines.storage import Storage
@@ -77,11 +77,11 @@ def _say_end(journal: Journal, tick: Tick) -> None:
 def _tell(journal: Journal, recipe: config.Recipe, name: str | None, outcome: Outcome, seconds: float) -> None:
     """Metrics to the tick's folder and to the Pushgateway, as far as either can be reached."""
     model = journal.registry.model
-    known = Told(outcome, seconds)
+    known = TickSummary(outcome, seconds)
     with warned_of(StorageError):
         tick = journal.tick(name) if name else None
         new_images = tick.facts.get("new_images") if tick else None
-        known = Told(outcome, seconds, journal.past(), tick_metrics.promoted_at(journal.registry), new_images)
+        known = TickSummary(outcome, seconds, journal.past(), tick_metrics.promoted_at(journal.registry), new_images)
         if name is not None:
             (journal.folder(name) / "metrics.prom").write_text(
                 tick_metrics.as_text(tick_metrics.metrics_of(model, known))

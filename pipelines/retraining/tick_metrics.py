@@ -44,7 +44,7 @@ HELP = {
 
 
 @dataclass(frozen=True)
-class Told:
+class TickSummary:
     """What is known when a command ends; None where the storage did not say."""
 
     outcome: Outcome
@@ -55,7 +55,7 @@ class Told:
     new_images: int | None = None
 
 
-def metrics_of(model: str, told: Told) -> CollectorRegistry:
+def metrics_of(model: str, told: TickSummary) -> CollectorRegistry:
     """Every metric that has a value; the label ``model`` is on all of them."""
     found = CollectorRegistry()
 

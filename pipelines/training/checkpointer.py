@@ -33,7 +33,7 @@ class Saved:
     """Spent writing, while training went on."""
 
 
-class Saver:
+class AsyncCheckpointer:
     """One checkpoint at a time: asking for the next waits for the one before."""
 
     def __init__(

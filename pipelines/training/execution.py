@@ -25,7 +25,7 @@ from pipelines.runs.run import Run
 from pipelines.runtime.console import warned_of
 from pipelines.telemetry.prometheus import write_summary
 from pipelines.training.launch import steps_per_epoch
-from pipelines.training.progress import board_here, follow, heard
+from pipelines.training.progress import board_here, follow, on_validation
 from pipelines.training.worker_loop import Job, train_worker
 
 
@@ -71,7 +71,7 @@ def _fit(
     """Train until the workers end; why they ended early, or None."""
     board = job["board"]
     try:
-        with follow(board, "train"), heard(board, listen), _stopping_on_sigterm(board):
+        with follow(board, "train"), on_validation(board, listen), _stopping_on_sigterm(board):
             if recipe.train.workers == 0:
                 train_worker(dict(job))
             else:

@@ -25,7 +25,7 @@ POST_INTERVAL_S = 0.5
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class ProgressActor:
     """Between the driver and worker 0; neither waits for the other."""
 
     def __init__(self) -> None:
@@ -98,11 +98,11 @@ class Board:
 def board_here() -> ActorHandle[Any]:
     """A board on the driver's own node: it lives as long as the driver, whatever becomes of the others."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: ActorHandle[Any] = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    board: ActorHandle[Any] = ProgressActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     return board
 
 
-class Poster:
+class ProgressReporter:
     """Worker 0's end: posts now and then, and learns from the answers, later and without waiting."""
 
     def __init__(self, board: ActorHandle[Any]) -> None:
@@ -140,7 +140,7 @@ class Rate:
 
 
 @contextlib.contextmanager
-def heard(board: ActorHandle[Any], listen: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+def on_validation(board: ActorHandle[Any], listen: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
     """Call ``listen`` with each validation once it is durable, from a thread; with the last before the body ends."""
     if listen is None:
         yield

@@ -29,7 +29,7 @@ Row = dict[str, Any]
 """A line of metrics.jsonl."""
 
 
-class Worker:
+class Trainer:
     """One training process. Between two steps all of them hold the same network and optimiser."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Worker:
         steps_per_epoch: int,
         device: torch.device,
         warn: Callable[[str], None],
-    ) -> Worker:
+    ) -> Trainer:
         """Build everything, load the newest checkpoint if the run has one, and join the process group."""
         network = initial_network(recipe, classes=len(data.classes))
         if recipe.train.sync_batch_norm and distributed.world_size() > 1:

@@ -25,12 +25,12 @@ from pipelines.runs.run import Run
 from pipelines.runtime.console import print_warning
 from pipelines.storage import Storage
 from pipelines.telemetry.telemetry import Telemetry
-from pipelines.training.checkpointer import Saved, Saver
-from pipelines.training.progress import Poster, Rate
-from pipelines.training.trainer import Worker
+from pipelines.training.checkpointer import AsyncCheckpointer, Saved
+from pipelines.training.progress import ProgressReporter, Rate
+from pipelines.training.trainer import Trainer
 
-LOOK_INTERVAL_S = 5.0
-"""Between looks at whether the cluster is about to take a node away."""
+PREEMPTION_CHECK_INTERVAL_S = 5.0
+"""Seconds between preemption checks."""
 
 
 class Job(TypedDict):
@@ -89,9 +89,9 @@ def _train(job: Job, recipe: config.Recipe, place: Place) -> None:
     if rank == 0 and recipe.train.workers != 0:
         ray.get(job["board"].placed.remote(group))
     torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
-    _watch(recipe)
+    _reset_watchdog(recipe)
     _check_images(data, job, device)
-    worker = Worker.start(
+    trainer = Trainer.start(
         recipe,
         Run(Storage(job["run"])),
         data,
@@ -101,41 +101,41 @@ def _train(job: Job, recipe: config.Recipe, place: Place) -> None:
     )
     feed = Feed(data, recipe, job["steps_per_epoch"], rank, world_size)
     with ExitStack() as stack:
-        lead: _Lead | None = None
+        lead: _RankZero | None = None
         if rank == 0:
-            told = stack.enter_context(Telemetry.open(recipe, worker.run, history=worker.metrics))
-            lead = _Lead(worker, job, told)
+            telemetry = stack.enter_context(Telemetry.open(recipe, trainer.run, history=trainer.metrics))
+            lead = _RankZero(trainer, job, telemetry)
             stack.callback(lead.saver.wait)
         asked = time.monotonic()
-        for batch in feed.batches(start=worker.progress.step, stop=worker.total_steps, device=device):
+        for batch in feed.batches(start=trainer.progress.step, stop=trainer.total_steps, device=device):
             received = time.monotonic()
-            row = worker.step(batch)
-            worker.record(row, seconds=time.monotonic() - asked, waited=received - asked)
-            improved = worker.end_epoch() if worker.is_epoch_over else None
+            row = trainer.step(batch)
+            trainer.record(row, seconds=time.monotonic() - asked, waited=received - asked)
+            improved = trainer.end_epoch() if trainer.is_epoch_over else None
             if lead is not None:
                 lead.after_step(improved=improved)
             _heed_notices(lead, place)
-            _watch(recipe)
+            _reset_watchdog(recipe)
             asked = time.monotonic()
         if lead is not None:
             lead.finish()
 
 
-class _Lead:
+class _RankZero:
     """What worker 0 does beside training: checkpoints, news for the driver, telemetry."""
 
-    def __init__(self, worker: Worker, job: Job, telemetry: Telemetry) -> None:
-        self.worker = worker
+    def __init__(self, trainer: Trainer, job: Job, telemetry: Telemetry) -> None:
+        self.trainer = trainer
         self.board = job["board"]
-        self.poster = Poster(self.board)
-        self.rate = Rate(step=worker.progress.step, total=worker.total_steps)
+        self.reporter = ProgressReporter(self.board)
+        self.rate = Rate(step=trainer.progress.step, total=trainer.total_steps)
         self.telemetry = telemetry
-        telemetry.restarted(ray.get(job["board"].started.remote(worker.progress.step)))
+        telemetry.restarted(ray.get(job["board"].started.remote(trainer.progress.step)))
         self.stalled = 0.0
-        self.unheard: list[dict[str, Any]] = []
-        self.saver = Saver(
-            worker.run,
-            worker.recipe.checkpoints,
+        self.unreported: list[dict[str, Any]] = []
+        self.saver = AsyncCheckpointer(
+            trainer.run,
+            trainer.recipe.checkpoints,
             steps_per_epoch=job["steps_per_epoch"],
             done=self._saved,
             warn=self.board.note.remote,
@@ -146,40 +146,40 @@ class _Lead:
 
     def after_step(self, *, improved: bool | None) -> None:
         """improved: whether the validation at an epoch's end was the best so far; None inside an epoch."""
-        worker = self.worker
-        for row in worker.new_rows():
+        trainer = self.trainer
+        for row in trainer.new_rows():
             if row["kind"] in ("step", "skipped"):
                 self.telemetry.step(row)
             elif row["kind"] == "validation":
                 self.telemetry.validation(row)
-                self.unheard.append(row)
+                self.unreported.append(row)
         if improved is not None or self.saver.is_due:
             self.save(improved=bool(improved))
-        self.poster.post(lambda: worker.state(self.rate.eta_s(worker.progress.step)))
+        self.reporter.post(lambda: trainer.state(self.rate.eta_s(trainer.progress.step)))
 
     def save(self, *, improved: bool = False) -> None:
         """Hand a snapshot to the saver; the time until it has it is the time that training stands still."""
         started = time.monotonic()
         self.saver.wait()
-        snapshot = self.worker.snapshot()
+        snapshot = self.trainer.snapshot()
         self.stalled = time.monotonic() - started
-        self.saver.save(snapshot, self.worker.metrics, improved=improved)
+        self.saver.save(snapshot, self.trainer.metrics, improved=improved)
 
     def notices(self) -> list[bool]:
         """Whether all should stop, and whether all should look for a preemption."""
-        look = time.monotonic() - self.looked > LOOK_INTERVAL_S
-        return [self.poster.is_stop_asked or self.saver.error is not None, look]
+        look = time.monotonic() - self.looked > PREEMPTION_CHECK_INTERVAL_S
+        return [self.reporter.is_stop_asked or self.saver.error is not None, look]
 
     def stop(self) -> None:
         """End all workers at this step. Raises StoppedError, or TrainingError when checkpoints cannot be written."""
-        step, run = self.worker.progress.step, self.worker.run
+        step, run = self.trainer.progress.step, self.trainer.run
         if self.saver.error is None:
             self.save()
             self.saver.wait()
         if self.saver.error is not None:
             raise self.saver.error
         raise StoppedError(
-            f"run {run.name} stopped after step {step} of {self.worker.total_steps}, as it was asked to",
+            f"run {run.name} stopped after step {step} of {self.trainer.total_steps}, as it was asked to",
             hint=f"`icre train --resume {run.name}` goes on",
         )
 
@@ -187,7 +187,7 @@ class _Lead:
         """The last checkpoint is the result: nothing is finished before it is durable."""
         self.saver.wait()
         if self.saver.failed:
-            self.save(improved=self.worker.progress.best_step == self.worker.progress.step)
+            self.save(improved=self.trainer.progress.best_step == self.trainer.progress.step)
             self.saver.wait()
         if self.saver.error is not None:
             raise self.saver.error
@@ -197,19 +197,19 @@ class _Lead:
         self.looked = time.monotonic()
         if preemption is not None and preemption != self.preemption:
             self.save()
-            step = self.worker.progress.step
+            step = self.trainer.progress.step
             self.warn(f"a node that trains will be taken away; a checkpoint of step {step} is being written")
         self.preemption = preemption
 
     def _saved(self, saved: Saved) -> None:
         self.telemetry.checkpoint(seconds=saved.seconds, stall_seconds=self.stalled, step=saved.step)
         # Whoever hears of a validation may end this training, or take over what it reached: so not before it is kept.
-        for row in [row for row in self.unheard if row["step"] <= saved.step]:
+        for row in [row for row in self.unreported if row["step"] <= saved.step]:
             self.board.validated.remote(row)
-            self.unheard.remove(row)
+            self.unreported.remove(row)
 
 
-def _heed_notices(lead: _Lead | None, place: Place) -> None:
+def _heed_notices(lead: _RankZero | None, place: Place) -> None:
     """What only worker 0 knows and all must act on at the same step."""
     stop, look = distributed.any_worker(lead.notices() if lead else [False, False], place.device)
     if look:
@@ -234,6 +234,6 @@ def _check_images(data: PreparedData, job: Job, device: torch.device) -> None:
         raise StoppedError("images are damaged")
 
 
-def _watch(recipe: config.Recipe) -> None:
+def _reset_watchdog(recipe: config.Recipe) -> None:
     """Print every thread's stack and die if there is no next call in time; a hung worker is then replaced."""
     faulthandler.dump_traceback_later(recipe.train.step_timeout_s, exit=True, file=sys.__stderr__ or 2)

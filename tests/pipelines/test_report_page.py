@@ -14,7 +14,7 @@ from PIL import Image
 
 from icre.figures import cmc_curves
 from pipelines.reporting.camera_table import camera_table, camera_tables_markdown
-from pipelines.reporting.figure_export import Plates
+from pipelines.reporting.figure_export import FigureCollector
 from pipelines.reporting.metric_table import COLUMNS, metric_table_markdown
 from pipelines.reporting.pictures import Picture
 from pipelines.reporting.report_page import RunContent, render
@@ -397,7 +397,7 @@ def test_the_same_run_gives_the_same_bytes(full: str) -> None:
 def test_other_runs_stand_beside_the_first_where_they_were_evaluated_alike() -> None:
     elsewhere = evaluation("best", 5, 0.2, data={**evaluation("best", 5, 0.2)["data"], "hash": "another"})
     baseline = content(name="baseline", evaluations=[evaluation("best", 200, 0.305), elsewhere])
-    plates = Plates()
+    plates = FigureCollector()
     read = Reader(page(others=[baseline], plates=plates))
     models = {row[0] if len(row) == 7 else row[1] for row in read.rows if len(row) in (7, 8)}
     own = "demo-20261122-101500"
@@ -409,7 +409,7 @@ def test_other_runs_stand_beside_the_first_where_they_were_evaluated_alike() -> 
 
 
 def test_each_figure_is_a_picture_for_print_too() -> None:
-    plates = Plates()
+    plates = FigureCollector()
     figure = cmc_curves({"a": [0.5, 1.0]})
     embedded = plates.embed("cmc", figure, "webp")
     assert embedded.startswith("data:image/webp;base64,")
@@ -420,7 +420,7 @@ def test_each_figure_is_a_picture_for_print_too() -> None:
 
 
 def test_what_the_networks_see_is_on_the_page() -> None:
-    plates = Plates()
+    plates = FigureCollector()
     drawn = [Picture("grad-cam", "Where the networks look", "Some words.", cmc_curves({"a": [0.5, 1.0]}))]
     read = Reader(page(pictures=drawn, plates=plates))
     assert "Where the networks look" in read.text and "Some words." in read.text

@@ -37,7 +37,7 @@ from pipelines.runs.run import Run
 from pipelines.storage import Storage
 from pipelines.training import launch
 from pipelines.training.execution import execute
-from pipelines.training.trainer import Worker
+from pipelines.training.trainer import Trainer
 from tests.conftest import Recipes
 from tests.killing import WAIT_S, killing_workers, last_step, wait_until
 from tests.training import equal, timeless, trained_plainly, weights
@@ -55,7 +55,7 @@ def run_of(sweep: Sweep, number: int) -> Run:
     return sweep.run_called(sweep.trials[number].run)
 
 
-def assert_same_end(run: Run, plain: Worker) -> None:
+def assert_same_end(run: Run, plain: Trainer) -> None:
     assert timeless(run.metrics()) == timeless(plain.metrics)
     assert equal(weights(run), plain.network.state_dict())
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from icre.figures import AttendedImage, Heated, Masked, attention_map, encode, heat_rows, mask_overlays
+from icre.figures import AttentionSample, GradCamSample, MaskSample, attention_map, encode, heat_rows, mask_overlays
 from icre.figures.overlays import VEIL, blend
 
 Pixels = NDArray[np.uint8]
@@ -54,9 +54,9 @@ def test_a_coarse_map_becomes_blocks_of_the_image() -> None:
     np.testing.assert_array_equal(blend(image, coarse), blend(image, np.kron(coarse, np.ones((2, 2)))))
 
 
-def heated(seed: int) -> Heated:
+def heated(seed: int) -> GradCamSample:
     rng = np.random.default_rng(100 + seed)
-    return Heated(noise(seed), f"person {seed}", {"base": rng.random((8, 4)), "full": rng.random((8, 4))})
+    return GradCamSample(noise(seed), f"person {seed}", {"base": rng.random((8, 4)), "full": rng.random((8, 4))})
 
 
 def test_each_heat_lies_under_its_image_in_the_row_of_its_model() -> None:
@@ -91,7 +91,7 @@ def test_images_keep_their_shape() -> None:
 
 
 def test_a_map_without_heat_is_marked() -> None:
-    cold = Heated(noise(0), "a", {"one": np.zeros((8, 4)), "two": np.ones((8, 4))})
+    cold = GradCamSample(noise(0), "a", {"one": np.zeros((8, 4)), "two": np.ones((8, 4))})
     assert texts(heat_rows([heated(1)], []).axes[0]).count("nowhere") == 0
     assert texts(heat_rows([cold], [cold]).axes[0]).count("nowhere") == 2
 
@@ -100,7 +100,7 @@ def test_masks_are_stretched_over_what_a_row_holds_and_the_row_says_so() -> None
     masks = np.stack([np.full((8, 4), 0.4), np.full((8, 4), 0.25)])
     masks[0, 0, 0], masks[1, 0, 0] = 0.6, 0.75
     other = np.full((2, 8, 4), 0.5)
-    figure = mask_overlays([Masked(noise(0), "a", masks)], [Masked(noise(1), "b", other)], stages=(2, 3))
+    figure = mask_overlays([MaskSample(noise(0), "a", masks)], [MaskSample(noise(1), "b", other)], stages=(2, 3))
     found = tiles(figure)
     first, second = (value_of(found[2 * row][2], noise(0)) for row in (1, 2))
     assert (first[0, 0], second[0, 0]) == (1.0, 1.0)
@@ -111,14 +111,14 @@ def test_masks_are_stretched_over_what_a_row_holds_and_the_row_says_so() -> None
 
 
 def test_masks_that_are_the_same_everywhere_are_drawn() -> None:
-    assert encode(mask_overlays([Masked(noise(0), "a", np.full((1, 8, 4), 0.5))], [], stages=(1,)), "webp")
+    assert encode(mask_overlays([MaskSample(noise(0), "a", np.full((1, 8, 4), 0.5))], [], stages=(1,)), "webp")
 
 
 def test_attention_has_the_token_framed_and_its_peak_as_a_multiple() -> None:
     cross = np.full((4, 2), 0.1)
     cross[3, 1] = 0.3
     even = np.full((4, 2), 0.125)
-    shown = AttendedImage(noise(0), "a", (2, 1), [cross, even])
+    shown = AttentionSample(noise(0), "a", (2, 1), [cross, even])
     figure = attention_map([shown], [], stages=["cross", "self"])
     axes, found = figure.axes[0], tiles(figure)
     assert "2.4 × even" in texts(axes) and "1 × even" in texts(axes)
@@ -137,4 +137,4 @@ def test_no_images_are_said() -> None:
 
 
 def test_a_dollar_sign_is_no_formula() -> None:
-    assert encode(heat_rows([Heated(noise(0), "$_$", {"$_$": np.ones((8, 4))})], []), "svg")
+    assert encode(heat_rows([GradCamSample(noise(0), "$_$", {"$_$": np.ones((8, 4))})], []), "svg")

@@ -6,12 +6,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
-from icre.figures import RankedList, Shown, encode, ranked_list
+from icre.figures import RankedImage, RankedList, encode, ranked_list
 
 
-def shown(value: int | None, *, match: bool | None = None, distance: float | None = None, path: str = "a/b") -> Shown:
+def shown(
+    value: int | None, *, match: bool | None = None, distance: float | None = None, path: str = "a/b"
+) -> RankedImage:
     image = None if value is None else np.full((8, 4, 3), value, dtype=np.uint8)
-    return Shown(image=image, identity="0007", camera="3", path=path, distance=distance, match=match)
+    return RankedImage(image=image, identity="0007", camera="3", path=path, distance=distance, match=match)
 
 
 def entry(matches: list[bool], start: int) -> RankedList:

@@ -22,7 +22,7 @@ import pytest
 from cluster.local.ray_cluster import LocalCluster
 from icre.errors import StorageError
 from pipelines.checks import machine, nodes, storage_checks
-from pipelines.checks.result import Finding
+from pipelines.checks.result import CheckResult
 from pipelines.jobs.server import JobServer
 from pipelines.storage import Storage
 from tests.pipelines.jobs.conftest import Icre
@@ -235,7 +235,7 @@ def test_each_node_of_a_cluster_is_looked_at(
 ) -> None:
     monkeypatch.chdir(ROOT)
     code, out, err = icre("doctor", "--json", f"storage={tmp_path}")
-    findings = [Finding(**found) for found in json.loads(out)["findings"]]
+    findings = [CheckResult(**found) for found in json.loads(out)["findings"]]
     assert not [found for found in findings if found.state == "failed"], err
     assert code == 0
     there = Counter(found.name for found in findings if found.node != "here")

@@ -17,16 +17,16 @@ from icre.model.build import build_network
 from icre.training.step import Batch
 from pipelines.runs.run import Run
 from pipelines.storage import Storage
-from pipelines.training.trainer import Worker
+from pipelines.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
 
-def make(recipes: Any, tmp_path: Path, *overrides: str) -> Worker:
+def make(recipes: Any, tmp_path: Path, *overrides: str) -> Trainer:
     recipe: config.Recipe = recipes(*overrides)
     network = build_network(recipe, classes=4)
     data: Any = None  # a step needs none
-    return Worker(recipe, Run(Storage(tmp_path)), data, network, steps_per_epoch=3, device=CPU)
+    return Trainer(recipe, Run(Storage(tmp_path)), data, network, steps_per_epoch=3, device=CPU)
 
 
 def batch(seed: int) -> Batch:
@@ -35,12 +35,12 @@ def batch(seed: int) -> Batch:
     return Batch(images, labels=place // 4, infrared=place % 4 >= 2, slots=place, rows=100 + place)
 
 
-def poison(worker: Worker, value: float) -> None:
+def poison(worker: Trainer, value: float) -> None:
     with torch.no_grad():
         next(worker.network.parameters()).view(-1)[0] = value
 
 
-def take(worker: Worker, number: int) -> dict[str, Any]:
+def take(worker: Trainer, number: int) -> dict[str, Any]:
     row = worker.step(batch(number))
     worker.record(row, seconds=1.0, waited=0.5)
     return row
@@ -83,7 +83,7 @@ def test_speed_options_reach_the_network_and_the_checkpoint(recipes: Any, tmp_pa
     recipe: config.Recipe = recipes(*(f"compute.{option}" for option in options))
     data: Any = SimpleNamespace(classes=["1", "2", "3", "4"])
     run = Run(Storage(tmp_path / "run"))
-    worker = Worker.start(recipe, run, data, steps_per_epoch=3, device=CPU, warn=pytest.fail)
+    worker = Trainer.start(recipe, run, data, steps_per_epoch=3, device=CPU, warn=pytest.fail)
     stored = [value.dtype for value in worker.network.state_dict().values()]
     convolution = next(layer for layer in worker.network.modules() if isinstance(layer, torch.nn.Conv2d))
     met: list[torch.dtype] = []

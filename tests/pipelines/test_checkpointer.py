@@ -15,7 +15,7 @@ from icre.training import checkpoint
 from icre.training.checkpoint import Progress, Snapshot
 from pipelines.runs.run import Run
 from pipelines.storage import Storage
-from pipelines.training.checkpointer import Saved, Saver, folder_name
+from pipelines.training.checkpointer import AsyncCheckpointer, Saved, folder_name
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ class Heard:
         self.warnings: list[str] = []
 
 
-def saver(run: Run, heard: Heard, **settings: Any) -> Saver:
+def saver(run: Run, heard: Heard, **settings: Any) -> AsyncCheckpointer:
     chosen = config.Checkpoints(**settings)
-    return Saver(run, chosen, steps_per_epoch=10, done=heard.saved.append, warn=heard.warnings.append)
+    return AsyncCheckpointer(run, chosen, steps_per_epoch=10, done=heard.saved.append, warn=heard.warnings.append)
 
 
 def snapshot(step: int) -> Snapshot:
@@ -45,7 +45,7 @@ def snapshot(step: int) -> Snapshot:
     return checkpoint.take_snapshot(network=network, optimizer=optimizer, progress=progress, classes=2)
 
 
-def save_all(save: Saver, steps: list[int], improved: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+def save_all(save: AsyncCheckpointer, steps: list[int], improved: set[int] = frozenset()) -> None:  # type: ignore[assignment]
     for step in steps:
         save.save(snapshot(step), [{"kind": "step", "step": step}], improved=step in improved)
     save.wait()
