@@ -23,9 +23,10 @@ from icre.figures import ContactRow, Tile, contact_sheet
 from pipelines.data.catalog import count
 from pipelines.data.prepare import describe_counts
 from pipelines.data.prepared import PreparedData, open_data
-from pipelines.reporting.metric_table import SYNTHETIC, markdown_line
+from pipelines.reporting.metric_table import SYNTHETIC
 from pipelines.runtime.command import ConfigFile, Overrides, new_app, read_recipe, run_command
 from pipelines.runtime.console import say
+from pipelines.runtime.markdown import markdown_table
 from pipelines.storage import Storage
 
 EXAMPLES = 3
@@ -70,11 +71,11 @@ def describe(data: PreparedData) -> str:
     parts = [
         f"# {manifest['name']}",
         *([SYNTHETIC] if manifest["synthetic"] else []),
-        _table(["property", "value"], _properties(data)),
+        markdown_table(["property", "value"], _properties(data)),
         "## Identities and images",
         describe_counts(count(records, {row["identity"]: row["split"] for row in rows})),
         "Images of an identity, over the identities that have any in that modality:",
-        _table(["split", "modality", "identities", "min", "median", "max"], _spread(rows), numbers=4),
+        markdown_table(["split", "modality", "identities", "min", "median", "max"], _spread(rows), numbers=range(2, 6)),
         *[f"Not the published count: {difference}" for difference in manifest.get("differences", [])],
         *_reasons("Training identities not trained on", "identities", manifest["not_trained"]),
         *_reasons("Files set aside", "files", manifest["set_aside"]),
@@ -192,13 +193,7 @@ def _reasons(title: str, what: str, reasons: Mapping[str, str]) -> list[str]:
     for reason, names in group_reasons(reasons):
         more = ", …" if len(names) > EXAMPLES else ""
         lines.append([str(len(names)), reason, ", ".join(names[:EXAMPLES]) + more])
-    return [head, _table([what, "reason", "for example"], lines)]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int = 0) -> str:
-    """``numbers``: how many of the last columns are right-aligned."""
-    rule = [*["---"] * (len(head) - numbers), *["---:"] * numbers]
-    return "\n".join(markdown_line(line) for line in [head, rule, *rows])
+    return [head, markdown_table([what, "reason", "for example"], lines)]
 
 
 def _sample(identities: Sequence[str], rng: np.random.Generator) -> list[str]:

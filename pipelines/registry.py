@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from icre.errors import DataError
-from pipelines.reporting.metric_table import markdown_line
 from pipelines.retraining.registry import Entry, Registry, models
 from pipelines.runs.lease import holder, who
 from pipelines.runs.run import open_run
 from pipelines.runtime.command import ConfigFile, Overrides, new_app, read_recipe
 from pipelines.runtime.console import say
+from pipelines.runtime.markdown import markdown_table
 from pipelines.storage import Storage
 
 Model = Annotated[str, typer.Argument(help="Its name: that of the recipe.")]
@@ -24,11 +24,11 @@ app = new_app(summary="Which model serves, its history, and changes by hand.")
 def list_models(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
     """Print every model with the checkpoint that serves."""
     storage = _storage(config_file, overrides)
-    lines = [markdown_line(["model", "entry", "run", "checkpoint", "since"]), markdown_line(["---"] * 5)]
+    rows = []
     for name in models(storage):
         entry = _champion(Registry(storage, name))
-        lines.append(markdown_line([name, str(entry.number), entry.run, entry.checkpoint, entry.time]))
-    print("\n".join(lines))
+        rows.append([name, str(entry.number), entry.run, entry.checkpoint, entry.time])
+    print(markdown_table(["model", "entry", "run", "checkpoint", "since"], rows))
 
 
 @app.command("show", short_help="Print a model's history, check its weights.")
@@ -36,13 +36,11 @@ def show(model: Model, config_file: ConfigFile = None, overrides: Overrides = No
     """Print a model's history, and check that the weights in service are those that were promoted."""
     registry = Registry(_storage(config_file, overrides), model)
     champion = _champion(registry)
-    lines = [markdown_line(["entry", "kind", "time", "by", "run", "checkpoint", "SHA-256"])]
-    lines.append(markdown_line(["---"] * 7))
+    rows = []
     for entry in registry.entries():
         kind = entry.kind if entry.kind == "promote" else f"rollback to {entry.origin}"
-        cells = [str(entry.number), kind, entry.time, entry.by, entry.run, entry.checkpoint, entry.sha256[:12]]
-        lines.append(markdown_line(cells))
-    print("\n".join(lines))
+        rows.append([str(entry.number), kind, entry.time, entry.by, entry.run, entry.checkpoint, entry.sha256[:12]])
+    print(markdown_table(["entry", "kind", "time", "by", "run", "checkpoint", "SHA-256"], rows))
     print(f"\nchampion: entry {champion.number}, {registry.weights(champion).location.url}")
     if running := holder(registry.lease):
         print(f"a tick is running: {running}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +11,7 @@ import typer
 from icre import config
 from icre.model.complexity import Complexity, Cost, component_grid
 from pipelines.runtime.command import ConfigFile, Overrides, read_recipe, run_command
+from pipelines.runtime.markdown import markdown_table
 
 SYSU_MM01_CLASSES = 395
 """Training identities of SYSU-MM01, for which the published networks of the field are sized."""
@@ -58,12 +59,15 @@ def as_markdown(recipe: config.Recipe, grid: Grid, *, classes: int) -> str:
         "activations": own.total.activation_bytes,
         "total": own.training_bytes,
     }
+    right = range(1, len(_COSTS) + 1)
     return "\n\n".join(
         [
             _describe(recipe, classes),
-            _table(["Component", *_COSTS], [*parts, ["total", *_cells(own.total, baseline)]]),
-            _table(["Memory of a training step", "MiB"], [[name, _mib(size)] for name, size in memory.items()]),
-            _table(["Network", *_COSTS], networks),
+            markdown_table(["Component", *_COSTS], [*parts, ["total", *_cells(own.total, baseline)]], numbers=right),
+            markdown_table(
+                ["Memory of a training step", "MiB"], [[name, _mib(size)] for name, size in memory.items()], numbers=[1]
+            ),
+            markdown_table(["Network", *_COSTS], networks, numbers=right),
             _NOTE,
         ]
     )
@@ -124,11 +128,6 @@ def _counts(cost: Cost, baseline: Cost) -> dict[str, int | float]:
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.1f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

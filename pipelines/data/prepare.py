@@ -7,6 +7,7 @@ from pipelines.data import ingest
 from pipelines.data.catalog import Survey
 from pipelines.data.prepared import PreparedData
 from pipelines.runtime.console import say
+from pipelines.runtime.markdown import markdown_table
 
 
 def run(recipe: config.Recipe, found: Survey | None = None) -> PreparedData:
@@ -27,16 +28,14 @@ def run(recipe: config.Recipe, found: Survey | None = None) -> PreparedData:
 
 def describe_counts(counts: dict[str, dict[str, object]]) -> str:
     """Markdown table: identities, images of each modality and cameras of each split."""
-    lines = ["| split | identities | visible | infrared | visible cameras | infrared cameras |"]
-    lines.append("|---|---:|---:|---:|---|---|")
+    head = ["split", "identities", "visible", "infrared", "visible cameras", "infrared cameras"]
+    rows = []
     for split, row in counts.items():
         cameras = row["cameras"]
         assert isinstance(cameras, dict)
-        named = [", ".join(cameras[m]) or "-" for m in ("visible", "infrared")]
-        lines.append(
-            f"| {split} | {row['identities']} | {row['visible']} | {row['infrared']} | {named[0]} | {named[1]} |"
-        )
-    return "\n".join(lines)
+        numbers = [str(row[name]) for name in head[1:4]]
+        rows.append([split, *numbers, *(", ".join(cameras[m]) or "-" for m in ("visible", "infrared"))])
+    return markdown_table(head, rows, numbers=range(1, 4))
 
 
 def _first(reasons: dict[str, str], limit: int = 3) -> str:

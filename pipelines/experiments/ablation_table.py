@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from icre.statistics import Spread, paired_differences, paired_p_value
-from pipelines.reporting.metric_table import SYNTHETIC, describe_protocol, markdown_line, percent, summary_of, words
+from pipelines.reporting.metric_table import SYNTHETIC, describe_protocol, percent, summary_of, words
+from pipelines.runtime.markdown import markdown_table
 
 METRICS = {"rank1": "Rank-1", "mAP": "mAP"}
 
@@ -42,8 +43,8 @@ def ablation_table_markdown(entries: Sequence[Entry]) -> str:
     rows = _rows(entries)
     if not rows:
         return "\n".join(["No run has a result.", *_failures(entries)])
-    lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join(map(markdown_line, lines)) + "\n\n" + "\n\n".join([*_notes(entries), *_failures(entries)])
+    table = markdown_table(rows[0], rows[1:], numbers=range(1, len(rows[0])))
+    return "\n\n".join([table, *_notes(entries), *_failures(entries)])
 
 
 def ablation_table_latex(entries: Sequence[Entry]) -> str:

@@ -14,9 +14,10 @@ from pipelines.data import prepare
 from pipelines.data.catalog import survey
 from pipelines.data.prepared import open_data
 from pipelines.experiments import runner
-from pipelines.reporting.metric_table import SYNTHETIC, describe_protocol, markdown_line, percent, summary_of, words
+from pipelines.reporting.metric_table import SYNTHETIC, describe_protocol, percent, summary_of, words
 from pipelines.runs.run import Run
 from pipelines.runtime.console import say
+from pipelines.runtime.markdown import markdown_table
 from pipelines.storage import Storage
 
 METRICS = {"rank1": "Rank-1", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "mAP", "mINP": "mINP"}
@@ -83,12 +84,12 @@ def table_markdown(entries: Sequence[Entry]) -> str:
     if not evaluated:
         return "\n".join(["No run has a result.", *failures])
     head = ["Split", *(f"{words(direction)}: {METRICS[metric]}" for direction, metric in spreads)]
-    lines = [markdown_line(head), markdown_line(["---", *["---:"] * len(spreads)])]
+    rows = []
     for entry in entries:
         cells = [percent(_mean(entry.result, *key)) if entry.result is not None else "-" for key in spreads]
-        lines.append(markdown_line([str(entry.trial) + (" (failed)" if entry.result is None else ""), *cells]))
+        rows.append([str(entry.trial) + (" (failed)" if entry.result is None else ""), *cells])
     means = [percent(spread.mean, spread.std) for spread in spreads.values()]
-    lines.append(markdown_line([f"mean of {len(evaluated)}", *means]))
+    rows.append([f"mean of {len(evaluated)}", *means])
     first = evaluated[0].result or {}
     notes = [
         "Percent; ± in the last row is the sample standard deviation over the splits. Published numbers are means over "
@@ -96,7 +97,7 @@ def table_markdown(entries: Sequence[Entry]) -> str:
         f"Split {evaluated[0].trial}, and the others like it: {describe_protocol(first)}",
     ]
     notes += [SYNTHETIC] if first["synthetic"] else []
-    return "\n".join(lines) + "\n\n" + "\n\n".join([*notes, *failures])
+    return "\n\n".join([markdown_table(head, rows, numbers=range(1, len(head))), *notes, *failures])
 
 
 def _split(recipe: config.Recipe, trial: int) -> Split:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from icre import config
 from icre.config.reading import short
 from pipelines.experiments.outcomes import Group, chosen
-from pipelines.reporting.metric_table import SYNTHETIC, markdown_line, percent
+from pipelines.reporting.metric_table import SYNTHETIC, percent
+from pipelines.runtime.markdown import markdown_table
 
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "mINP": "mINP"}
 
@@ -18,7 +19,7 @@ def sweep_table_markdown(groups: Sequence[Group], recipe: config.Recipe, *, synt
     keys = list(recipe.tune.space)
     best = chosen(groups, recipe)
     head = ["", *keys, "Epochs", *METRICS.values(), "State"]
-    lines = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
+    lines = []
     for group in sorted(groups, key=lambda group: _order(group, recipe)):
         mark = "**best**" if group is best else ""
         values = [short(group.labels[key]) if key in group.labels else "·" for key in keys]
@@ -36,7 +37,7 @@ def sweep_table_markdown(groups: Sequence[Group], recipe: config.Recipe, *, synt
             if outcome.state == "failed"
         ),
     ]
-    return "\n".join(map(markdown_line, lines)) + "\n\n" + "\n\n".join(notes)
+    return "\n\n".join([markdown_table(head, lines, numbers=range(1, len(head) - 1)), *notes])
 
 
 def _order(group: Group, recipe: config.Recipe) -> float:

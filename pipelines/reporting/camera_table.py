@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.reporting.metric_table import Evaluation, markdown_line, model_name, percent, protocol_name, words
+from pipelines.reporting.metric_table import Evaluation, model_name, percent, protocol_name, words
+from pipelines.runtime.markdown import markdown_table
 
 MEANING = (
     "Rank-1 / mAP in percent of the queries of one camera (rows) in the gallery of one camera alone (columns), "
@@ -27,13 +28,8 @@ def camera_tables_markdown(evaluation: Evaluation) -> str:
     for direction in evaluation["directions"]:
         head, *rows = camera_table(evaluation, direction)
         if len(rows) * (len(head) - 1) > 1:
-            lines = [
-                markdown_line(head),
-                markdown_line(["---", *["---:"] * (len(head) - 1)]),
-                *map(markdown_line, rows),
-            ]
             title = f"{words(direction)}, {model_name(evaluation)}, {protocol_name(evaluation)}:"
-            tables.append(f"{title}\n\n" + "\n".join(lines))
+            tables.append(f"{title}\n\n{markdown_table(head, rows, numbers=range(1, len(head)))}")
     return "\n\n".join([*tables, MEANING]) if tables else ""
 
 

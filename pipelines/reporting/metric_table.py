@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.runs.run import UNTRAINED
+from pipelines.runtime.markdown import markdown_table
 
 COLUMNS = {
     "rank1": "Rank-1",
@@ -136,15 +137,9 @@ def metric_table_markdown(evaluations: Sequence[Evaluation]) -> str:
 
 def _markdown(group: Sequence[Evaluation]) -> str:
     head = ["Direction", "Model", *COLUMNS.values()]
-    lines = [markdown_line(head), markdown_line(["---", "---", *["---:"] * len(COLUMNS)])]
-    lines += [markdown_line([row.direction, row.model, *row.cells]) for row in table_rows(group)]
+    rows = [[row.direction, row.model, *row.cells] for row in table_rows(group)]
     notes = [f"{MEANING} {describe_protocol(group[0])}"] + ([SYNTHETIC] if group[0]["synthetic"] else [])
-    return "\n".join(lines) + "\n\n" + "\n\n".join(notes)
-
-
-def markdown_line(cells: Sequence[str]) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "\n\n".join([markdown_table(head, rows, numbers=range(2, len(head))), *notes])
 
 
 def _differences(data: Mapping[str, Any]) -> str:
