@@ -97,7 +97,7 @@ def _content(run: Run) -> RunContent:
 
 def _evaluated(run: Run) -> Sequence[str]:
     folder = run.location / "eval"
-    return folder.list() if folder.exists() else []
+    return folder.list()
 
 
 def _pictures(run: Run, others: Sequence[Run], data: PreparedData) -> list[Picture]:

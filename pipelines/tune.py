@@ -48,12 +48,9 @@ def status(
     """How far a sweep is, while it runs and afterwards; from the run folders, so no cluster is needed."""
     sweep, definition = open_sweep(Storage(storage), name)
     outcomes = outcomes_of(sweep)
-    path = Storage(sweep.location) / STATUS
-    if path.exists():
-        last = path.read_json()
-        say(
-            f"tune: last heard of at {last['updated']}: {', '.join(f'{n} {s}' for s, n in last['counts'].items() if n)}"
-        )
+    if (last := (Storage(sweep.location) / STATUS).read_json(default=None)) is not None:
+        counts = ", ".join(f"{count} {state}" for state, count in last["counts"].items() if count)
+        say(f"tune: last updated at {last['updated']}: {counts}")
     print(sweep_table_markdown(grouped(outcomes), sweep.base, synthetic=definition["data"]["synthetic"]))
 
 

@@ -69,7 +69,7 @@ def count(records: Sequence[Record], split_of: dict[str, SplitName]) -> dict[str
 
 
 def _folder(recipe: config.Recipe, root: Storage) -> Survey:
-    files = root.walk_files() if root.exists() else []
+    files = root.walk_files()
     records, aside = folder.parse(files)
     _refuse_empty(root, records, files)
     pids = sorted({record.pid for record in records})

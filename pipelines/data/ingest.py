@@ -182,13 +182,13 @@ def _manifest(
 def _manifest_of(location: Storage) -> dict[str, Any]:
     """The manifest as it is, of whatever format; without one, that of no shards."""
     path = location / MANIFEST
-    found: dict[str, Any] = path.read_json() if path.exists() else {"shards": []}
+    found: dict[str, Any] = path.read_json(default={"shards": []})
     return found
 
 
 def _remove_unlisted(location: Storage, manifest: dict[str, Any]) -> None:
     listed = {shard["file"] for shard in manifest["shards"]}
     shards = location / "shards"
-    for name in shards.list() if shards.exists() else []:
+    for name in shards.list():
         if f"shards/{name}" not in listed:
             (location / "shards" / name).delete()

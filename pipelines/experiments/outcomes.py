@@ -74,7 +74,7 @@ def outcomes_of(sweep: Sweep) -> list[Outcome]:
     folder = runs_of(Storage(sweep.base.storage))
     names = [trial.run for trial in sweep.trials]
     prefix = f"{sweep.name}-"
-    begun = set(folder.list()) if folder.exists() else set()
+    begun = set(folder.list())
     names += sorted(name for name in begun.difference(names) if name.startswith(prefix))
     found = []
     by_name = {trial.run: trial for trial in sweep.trials}
@@ -128,8 +128,7 @@ def _how_it_is(run: Run) -> dict[str, Any]:
 
 
 def _status(run: Run) -> dict[str, Any]:
-    path = run.location / "status.json"
-    status: dict[str, Any] = path.read_json() if path.exists() else {"state": "pending"}
+    status: dict[str, Any] = (run.location / "status.json").read_json(default={"state": "pending"})
     return status
 
 

@@ -49,11 +49,9 @@ def result_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
 
 def evaluation_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
     """What ``icre evaluate`` says of the run's best checkpoint, as it said before if that is still the best."""
-    path = evaluate.result_path(run, CHECKPOINT, recipe)
-    if path.exists():
-        written: dict[str, Any] = path.read_json()
-        if _is_current(written, run, recipe):
-            return written
+    written: dict[str, Any] | None = evaluate.result_path(run, CHECKPOINT, recipe).read_json(default=None)
+    if written is not None and _is_current(written, run, recipe):
+        return written
     return evaluate.evaluate(run, recipe, CHECKPOINT)
 
 

@@ -86,7 +86,7 @@ def open_sweep(storage: Storage, name: str) -> tuple[Sweep, dict[str, Any]]:
     folder = sweeps(storage)
     path = folder / name / DEFINITION
     if not path.exists():
-        known = folder.list() if folder.exists() else []
+        known = folder.list()
         raise DataError(f"no sweep {name!r} in {folder.url}", hint=f"sweeps there: {', '.join(known) or 'none'}")
     definition = path.read_json()
     recipe = config.parse_recipe(definition["recipe"] | {"storage": storage.url}, where=path.url)

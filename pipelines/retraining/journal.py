@@ -88,13 +88,12 @@ class Journal:
 
     def past(self) -> Past:
         """As the newest ended tick left it."""
-        path = self._past
-        return Past(**path.read_json()) if path.exists() else Past()
+        return Past(**self._past.read_json(default={}))
 
     def tick(self, name: str) -> Tick | None:
         """A tick by its name, None if there was none."""
-        path = self.folder(name) / "journal.json"
-        return Tick(**path.read_json()) if path.exists() else None
+        written = (self.folder(name) / "journal.json").read_json(default=None)
+        return None if written is None else Tick(**written)
 
     def write(self, tick: Tick) -> None:
         """Replace a tick's journal."""

@@ -210,9 +210,8 @@ def models(storage: Storage) -> list[str]:
 
 def learnt(run: Run) -> dict[str, Any]:
     """``classes``: training identities by label, None if unknown; ``seen``: all that the weights ever learnt."""
-    path = run.location / CLASSES
-    if path.exists():
-        content: dict[str, Any] = path.read_json()
+    content: dict[str, Any] | None = (run.location / CLASSES).read_json(default=None)
+    if content is not None:
         return content
     from pipelines.data.prepared import open_data  # pyarrow: not for those who only look a model up
 

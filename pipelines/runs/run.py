@@ -62,8 +62,8 @@ class Run:
     @property
     def state(self) -> str | None:
         """running, finished, stopped, failed or pending, as last written; None for a run that has not started."""
-        path = self.location / "status.json"
-        return str(path.read_json()["state"]) if path.exists() else None
+        status = (self.location / "status.json").read_json(default=None)
+        return None if status is None else str(status["state"])
 
     def write_status(self, state: str, **details: Any) -> None:
         """state: running, finished, failed, stopped (in order, to go on later) or pending (until its sweep does)."""
@@ -200,6 +200,6 @@ def open_run(storage: Storage, name: str) -> Run:
 def newest_first(storage: Storage) -> list[Run]:
     """All runs, the one that was started last first."""
     folder = runs_of(storage)
-    names = folder.list() if folder.exists() else []
+    names = folder.list()
     started = [Run(folder / n) for n in names if (folder / n / "manifest.json").exists()]
     return sorted(started, key=lambda run: str(run.manifest["created"]), reverse=True)

@@ -31,8 +31,7 @@ from pipelines.storage.errors import StorageNotFoundError, error_code, explain
 if TYPE_CHECKING:
     import pyarrow.fs
 
-__all__ = ["Storage", "StorageNotFoundError"]
-
+_ERROR: Any = object()
 _PARTIAL = ".partial"
 _WRITER = "icre-writer"
 _DELETE_LIMIT = 1000  # keys a DeleteObjects request
@@ -90,10 +89,14 @@ class Storage:
         except UnicodeDecodeError as error:
             raise StorageError(f"{self.url} is not UTF-8 text: {error}", hint="replace it by a text file") from error
 
-    def read_json(self) -> Any:
-        """The content as a JSON value."""
+    def read_json(self, *, default: Any = _ERROR) -> Any:
+        """The content as a JSON value; ``default``, where one is given, if there is no such object."""
         try:
             return json.loads(self.read_text())
+        except StorageNotFoundError:
+            if default is _ERROR:
+                raise
+            return default
         except json.JSONDecodeError as error:
             raise StorageError(f"{self.url} is not JSON: {error}", hint="write it again, or remove it") from error
 

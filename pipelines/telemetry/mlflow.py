@@ -80,7 +80,7 @@ class MLflow:
 
     def _known_id(self) -> str | None:
         path = self._run.location / FILE
-        known = path.read_json() if path.exists() else {}
+        known = path.read_json(default={})
         return known["run_id"] if known.get("tracking_uri") == self._uri else None
 
     def _create(self, client: Any) -> str:

@@ -59,7 +59,10 @@ def test_objects_come_back_as_written_and_are_replaced(place: Storage) -> None:
     item.write_text("größe")
     assert item.read_text() == "größe"
     item.write_json({"loss": [1.5, None], "name": "é"})
-    assert item.read_json() == {"loss": [1.5, None], "name": "é"}
+    assert item.read_json() == item.read_json(default=1) == {"loss": [1.5, None], "name": "é"}
+    assert (place / "runs/a/none.json").read_json(default=None) is None
+    with pytest.raises(StorageNotFoundError):
+        (place / "runs/a/none.json").read_json()
 
 
 @pytest.mark.parametrize("size", [0, 3_000_001])
