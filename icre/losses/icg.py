@@ -5,13 +5,14 @@ Shape letters: B images, D feature channels, K centres (one an identity and moda
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CenterReading = Literal["cross", "both", "joint"]
+from icre import config
+
 # Which of an identity's two centres pull an image, as the bit that turns the image's own slot into theirs.
 _PULLING = {"cross": (1,), "both": (0, 1), "joint": (0,)}
 
@@ -34,16 +35,7 @@ class Centers(NamedTuple):
     """B: the centre that each image belongs to. ``slot_of_row ^ 1`` is the same identity's other one."""
 
 
-def icg_loss(
-    features_BD: Tensor,
-    pids_B: Tensor,
-    infrared_B: Tensor,
-    *,
-    rho1: float = 0.1,
-    rho2: float = 0.7,
-    normalize: bool = True,
-    centers: CenterReading = "cross",
-) -> ICGTerms:
+def icg_loss(features_BD: Tensor, pids_B: Tensor, infrared_B: Tensor, settings: config.Icg) -> ICGTerms:
     """Pull images to their identity's other centre, push centres of different identities apart.
 
     With c_p^m the mean feature of identity p in modality m, m̄ the other modality and [x]_+ = max(x, 0)::
@@ -55,22 +47,19 @@ def icg_loss(
     centre of its identity (mean over i and m of [ ||f_i - c_{y_i}^m|| - rho1 ]_+); "joint" knows no modality:
     one centre an identity, the mean of all its images, in pull and push.
 
-    ``pids_B`` are integers, ``infrared_B`` is bool, and the batch is the global one. ``normalize`` scales
+    ``pids_B`` are integers, ``infrared_B`` is bool, and the batch is the global one. ``settings.normalize`` scales
     each feature to length 1 first. Works in float32 whatever the input and the autocast. An image
     without a counterpart is left out of the pull, an absent centre out of the push; without terms both are 0.
-    Raises ValueError for an unknown ``centers``.
     """
-    if centers not in _PULLING:
-        raise ValueError(f"centers={centers!r}: one of {', '.join(map(repr, _PULLING))}")
-    features = prepare(features_BD, normalize=normalize)
-    stream_B = torch.zeros_like(infrared_B) if centers == "joint" else infrared_B
+    features = prepare(features_BD, normalize=settings.normalize)
+    stream_B = torch.zeros_like(infrared_B) if settings.centers == "joint" else infrared_B
     found = modality_centers(features, pids_B, stream_B)
-    pulling_BT = found.slot_of_row[:, None] ^ found.slot_of_row.new_tensor(_PULLING[centers])
+    pulling_BT = found.slot_of_row[:, None] ^ found.slot_of_row.new_tensor(_PULLING[settings.centers])
     squares_BT = (features[:, None] - found.means[pulling_BT]).square().sum(2)
-    pull = mean_where(F.relu(_root(squares_BT) - rho1), found.present[pulling_BT])
+    pull = mean_where(F.relu(_root(squares_BT) - settings.rho1), found.present[pulling_BT])
 
     means_KD, pids_K = present_centers(found)
-    gaps = F.relu(rho2 - pairwise_distances(means_KD))
+    gaps = F.relu(settings.rho2 - pairwise_distances(means_KD))
     push = mean_where(gaps, pids_K[:, None] != pids_K[None, :])
     return ICGTerms(pull, push)
 

@@ -12,7 +12,7 @@ from icre import config
 from icre.data import plan
 from icre.data.augmentation import AugmentationSpec, augment
 from icre.errors import NotFiniteError
-from icre.losses.objective import objective
+from icre.losses.objective import Objective
 from icre.model.head import Output
 from icre.training import accumulation, compute, distributed
 
@@ -93,20 +93,13 @@ def loss_terms(output: Output, batch: Batch, recipe: config.Recipe) -> dict[str,
     counts = [identities * images for identities in plan.cut_sizes(recipe.batch.identities, world_size)]
     labels = batch.labels.to(device, non_blocking=True)
     infrared = batch.infrared.to(device, non_blocking=True)
-    icg = recipe.loss.icg
-    return objective(
+    return Objective.of(recipe)(
         output.logits,
         labels,
         distributed.gather_with_gradient(output.features, counts),
         distributed.gather(labels, counts),
         distributed.gather(infrared, counts),
         id_weight=len(labels) * world_size / recipe.batch.size,
-        icg_weight=icg.weight if recipe.has("icg") else 0.0,
-        rho1=icg.rho1,
-        rho2=icg.rho2,
-        normalize=icg.normalize,
-        centers=icg.centers,
-        triplet=recipe.loss.triplet,
     )
 
 

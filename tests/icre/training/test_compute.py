@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from icre.config import Recipe
+from icre.losses.objective import Objective
 from icre.model.network import ICRENetwork
-from icre.training import compute, step
+from icre.training import compute
 from icre.training.checkpoint import (
     Progress,
     load_network,
@@ -62,16 +63,18 @@ def dtypes_seen(recipe: Recipe) -> tuple[dict[str, torch.dtype], dict[str, Any]]
     for name, module in network.named_modules():
         module.register_forward_hook(partial(look, name))
     given: dict[str, Any] = {}
-    objective = step.objective
+    plain = Objective.__call__
 
-    def spy(logits: Tensor, labels: Tensor, features: Tensor, *rest: Any, **settings: Any) -> dict[str, Tensor]:
-        terms = objective(logits, labels, features, *rest, **settings)
+    def spy(
+        objective: Objective, logits: Tensor, labels: Tensor, features: Tensor, *rest: Any, **options: Any
+    ) -> dict[str, Tensor]:
+        terms = plain(objective, logits, labels, features, *rest, **options)
         given.update(features=features.dtype, autocast=torch.is_autocast_enabled("cpu"))
         given.update({name: term.dtype for name, term in terms.items()})
         return terms
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "objective", spy)
+        patch.setattr(Objective, "__call__", spy)
         train_step(network, optimizer, Pixels.random().batch(recipe, step=0), recipe=recipe, epoch=0)
     return seen, given
 

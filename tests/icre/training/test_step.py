@@ -37,7 +37,7 @@ def test_terms_are_those_of_the_recipe(normalize: bool) -> None:
     batch = Pixels.random().batch(recipe, step=0)
     with torch.no_grad():
         output = tiny_network(recipe)(normalise(batch.images), batch.infrared)
-        pull, push = icg_loss(output.features, batch.labels, batch.infrared, rho1=0.02, rho2=30.0, normalize=normalize)
+        pull, push = icg_loss(output.features, batch.labels, batch.infrared, recipe.loss.icg)
         triplet = batch_hard_triplet(output.features, batch.labels, normalize=normalize)
         identity = -output.logits.log_softmax(1)[range(16), batch.labels].mean()
     terms, _ = one_step(recipe)
