@@ -268,7 +268,7 @@ class Checkpoints(Section):
 
 
 class Compute(Section):
-    """How a step is computed: speed and memory, not the method. What each costs: docs/design.md."""
+    """How a step is computed: speed and memory, not the method. What each costs: docs/architecture.md."""
 
     precision: Precision = "fp32"
     """Number format of the network's forward pass; weights, GeM, BNNeck and losses stay float32."""

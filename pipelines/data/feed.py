@@ -7,7 +7,7 @@ no barrier, and starting at step s is planning from s on. With ``train.cache=dec
 gathered from the node's file of pixels.
 
 These are tasks and not a ``ray.data.Dataset`` because the data set's executor is a Python thread of the process that
-consumes it, and one that turns without a pause while the consumer is the slower side: see docs/design.md.
+consumes it, and one that turns without a pause while the consumer is the slower side: see docs/architecture.md.
 """
 
 from __future__ import annotations
