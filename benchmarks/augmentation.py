@@ -1,9 +1,9 @@
-"""Claim: augmenting a batch as tensors is several times as fast as a chain of Pillow calls for each image.
+"""Claim: augmenting a batch as tensors is several times as fast as a chain of Pillow calls per image.
 
     python -m benchmarks.augmentation [--threads 2] [--batch 64] [--rounds 30]
 
-Both sides apply the same drawn parameters, take turns in one run, and must agree to float32 rounding. The
-batch's time includes drawing; the chain gets its parameters ready-made. Prints one Markdown row, then JSON.
+Both sides apply the same parameters, alternate in one run, and must agree to float32 rounding. The batch's time
+includes drawing the parameters; the chain gets them ready-made. Prints one Markdown row, then JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def main() -> None:
-    """Check that both sides agree, time them, print the result."""
+    """Check that both sides agree, time them and print the result."""
     options = _options()
     torch.set_num_threads(options.threads)
     spec = AugmentationSpec()
@@ -67,13 +67,13 @@ def main() -> None:
 
 
 def _steps(parameters: AugmentationParameters) -> list[AugmentationParameters]:
-    """One image's parameters each, as plain Python values."""
+    """Parameters of each image as plain Python values."""
     columns = (tensor.tolist() for tensor in parameters)
     return [AugmentationParameters(*row) for row in zip(*columns, strict=True)]
 
 
 def _chain(image: Image.Image, step: AugmentationParameters, pad: int) -> Floats:
-    """One image's way through Pillow; ``step`` holds plain numbers."""
+    """Apply the parameters of one image with Pillow; ``step`` contains plain numbers."""
     left, top = int(step.left), int(step.top)
     image = ImageOps.expand(image, pad).crop((left, top, left + WIDTH, top + HEIGHT))
     if step.flip:
@@ -92,7 +92,7 @@ def _chain(image: Image.Image, step: AugmentationParameters, pad: int) -> Floats
 
 
 def _median_seconds(*sides: Callable[[], Tensor], rounds: int) -> list[float]:
-    """The sides take turns, so that a busy machine slows them alike."""
+    """Median seconds per side. Sides alternate, so other load slows them alike."""
     times: list[list[float]] = [[] for _ in sides]
     for _ in range(rounds):
         for side, spent in zip(sides, times, strict=True):
@@ -124,8 +124,8 @@ def _report(options: argparse.Namespace, *, batched_s: float, chained_s: float) 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=2, help="threads for PyTorch; Pillow uses one")
-    parser.add_argument("--batch", type=int, default=64, help="images at once")
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each side; the median counts")
+    parser.add_argument("--batch", type=int, default=64, help="images per batch")
+    parser.add_argument("--rounds", type=int, default=30, help="rounds per side; the median is reported")
     return parser.parse_args()
 
 

@@ -1,11 +1,10 @@
-"""Claim: a training that is killed, anywhere, ends with the weights that it would have had.
+"""Claim: a training that is killed at any point ends with the same weights as an undisturbed one.
 
     python -m benchmarks.chaos [--only worker --only driver ...]
 
-Trains a tiny network on synthetic people with two workers, undisturbed, then once for every way to disturb it: real
-processes are really killed, the object store really goes down, the disk is really full. Prints a Markdown table: what
-was lost, how long training stood still, and whether weights and metrics are those of the undisturbed run, bit for bit.
-tests/test_chaos.py asserts the same.
+Trains a tiny network on synthetic identities with two workers: once undisturbed, then once per failure scenario, with
+real process kills, object store outages and full disks. Prints a Markdown table of lost work, downtime, and whether
+weights and metrics match the undisturbed run bit for bit. tests/test_chaos.py asserts the same.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def outage(stage: Stage, calm: Run) -> Outcome:
 
 def store_gone(stage: Stage, calm: Run) -> Outcome:
     """the object store goes and stays away: it stops; the store comes back; the same command again"""
-    patience = {"AWS_MAX_ATTEMPTS": "3"}  # instead of a minute for every request
+    patience = {"AWS_MAX_ATTEMPTS": "3"}  # instead of a minute of retries per request
     command = Command(stage, "store-gone", f"{stage.store.url}/chaos", environment=patience)
     with command.disturbed():
         stage.store.kill()
@@ -130,7 +129,7 @@ def disk_stays_full(stage: Stage, calm: Run) -> Outcome:
 def raylet(stage: Stage, calm: Run) -> Outcome:
     """SIGKILL of the raylet of a node that trains, in a cluster of three nodes"""
     with nodes("raylet", others=2, cpus=2) as cluster:
-        one_cpu = ["train.cpus_per_worker=1"]  # so that both workers do not fit beside the command
+        one_cpu = ["train.cpus_per_worker=1"]  # both workers do not fit on the command's node
         storage = str(stage.folder / "storage")
         command = Command(stage, "raylet", storage, environment=using(cluster), overrides=one_cpu)
         with command.disturbed():
@@ -163,8 +162,8 @@ def elastic(stage: Stage, calm: Run) -> Outcome:
             if len(command.workers()) != 2:
                 raise RuntimeError(f"training started with {len(command.workers())} workers, so nothing would be shown")
             os.kill(one_that_trains(cluster, command.workers()).raylet, signal.SIGKILL)
-    # Another number of workers adds up in another order: bit for bit is promised for the same number only. A run on one
-    # worker from the start says how far that goes.
+    # Another number of workers changes the summation order: bitwise equality holds only for the same number. A run with
+    # one worker from the start gives the size of the difference.
     single = Command(stage, "single", storage, overrides=["train.workers=1"])
     single.run_to_the_end()
     bound = 2 * weights_off(single.run, calm), 2 * metrics_off(single.run, calm)
@@ -188,7 +187,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 
 def main() -> None:
-    """Disturb, compare, print."""
+    """Run all scenarios, compare and print."""
     options = _options()
     print("| what happens | lost | still for | exit code | weights | metrics |\n|---|---|---:|---|---|---|")
     with stage() as place:
@@ -211,7 +210,7 @@ def _sameness(off: float, bound: float) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="one scenario; may be repeated")
+    parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="only this scenario; may be repeated")
     return parser.parse_args()
 
 

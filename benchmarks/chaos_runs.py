@@ -1,4 +1,4 @@
-"""Trainings that can be disturbed, the places where they run, and how they are compared: for benchmarks/chaos.py."""
+"""Trainings with failure injection, their environments, and their comparison, for benchmarks/chaos.py."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the disturbances happen: prepared images, an object store, a folder for scratch."""
+    """Environment of the scenarios: prepared images, an object store and a scratch folder."""
 
     folder: Path
     store: ObjectStore
@@ -72,27 +72,27 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """What a disturbed run came to."""
+    """Outcome of a disturbed run."""
 
     lost: str
-    """Work that was done again."""
+    """Repeated work."""
     restart_s: float | None
-    """From the last sign of the old workers to the first of the new ones."""
+    """Seconds from the last activity of the old workers to the first of the new ones."""
     exit_codes: list[int]
     weights_off: float
-    """Largest ||a - b|| / ||b|| of a tensor a and the undisturbed run's b; 0 is bit for bit. ||b|| counts as at least
-    a thousandth of the largest tensor's: biases that began at 0 are still next to nothing."""
+    """Largest ||a - b|| / ||b|| of a tensor a and the undisturbed run's b; 0 is bit for bit. ||b|| is at least a
+    thousandth of the largest tensor's norm, because biases that start at 0 stay very small."""
     metrics_off: float
-    """Largest |a - b| / |b| of a number in metrics.jsonl; infinite when lines are missing, double or others."""
+    """Largest |a - b| / |b| of a number in metrics.jsonl; infinite for missing, duplicate or different lines."""
     bound: tuple[float, float] = (0.0, 0.0)
-    """How far off weights and metrics may be."""
+    """Allowed differences of weights and metrics."""
     said: str = ""
-    """The line of standard error that names what happened."""
+    """The line of standard error that reports the failure."""
 
 
 @dataclass
 class Command:
-    """One ``icre train`` in a process of its own; the later ones go on with the same run."""
+    """One ``icre train`` in a separate process; later commands resume the same run."""
 
     stage: Stage
     name: str
@@ -103,21 +103,21 @@ class Command:
 
     @property
     def errors(self) -> Path:
-        """The file of its standard error."""
+        """File with the command's standard error."""
         return self.stage.folder / f"{self.name}.err"
 
     @property
     def said(self) -> str:
-        """All of standard error until now."""
+        """All standard error so far."""
         return self.errors.read_text()
 
     @property
     def run(self) -> Run:
-        """Its run folder."""
+        """The command's run folder."""
         return Run(Storage(self.storage) / f"runs/{self.name}")
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Run it, on the run as it is."""
+        """Start the command on the run in its current state."""
         recipe = str(self.stage.recipe(self.storage))
         arguments = ["--config", recipe, "--run", self.name, "--resume", "auto", *self.overrides]
         with self.errors.open("ab") as errors:
@@ -129,7 +129,7 @@ class Command:
             )
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for its end, whatever it is."""
+        """Wait until the command ends, with any exit code."""
         try:
             process.wait(WAIT_S)
         except subprocess.TimeoutExpired:
@@ -139,14 +139,14 @@ class Command:
 
     @contextmanager
     def disturbed(self, *, from_step: int = 30) -> Iterator[subprocess.Popen[bytes]]:
-        """Run it; the body, in which to disturb it, starts when a checkpoint of ``from_step`` is durable."""
+        """Start the command; the body, which disturbs it, runs once a checkpoint of ``from_step`` is durable."""
         process = self.start()
         self.wait_for_step(process, from_step)
         yield process
         self.finish(process)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL, and wait until its workers have noticed: until then they train, and write checkpoints."""
+        """SIGKILL, and wait until the workers have stopped: until then they train and write checkpoints."""
         process.kill()
         deadline = time.monotonic() + WAIT_S
         while self.workers():
@@ -155,21 +155,21 @@ class Command:
             time.sleep(0.05)
 
     def wait_until_it_says(self, process: subprocess.Popen[bytes], text: str) -> None:
-        """Until ``text`` is on its standard error."""
+        """Wait until ``text`` is on standard error."""
         self._wait(process, lambda: text in self.said, f"never said {text!r}")
 
     def run_to_the_end(self) -> None:
-        """Run it undisturbed."""
+        """Run the command undisturbed."""
         self.finish(self.start())
 
     def wait_for_step(self, process: subprocess.Popen[bytes], step: int) -> int:
-        """Until a checkpoint of ``step`` or later is durable; the step it is of."""
+        """Wait until a checkpoint of ``step`` or later is durable; returns its step."""
         self._wait(process, lambda: self.last_step >= step, f"has no checkpoint of step {step}")
         return self.last_step
 
     @property
     def last_step(self) -> int:
-        """Of the newest durable checkpoint."""
+        """Step of the newest durable checkpoint."""
         last = self.run.reference("last")
         return 0 if last is None else int(last.removeprefix("step-"))
 
@@ -182,7 +182,7 @@ class Command:
             time.sleep(0.05)
 
     def workers(self) -> list[int]:
-        """Process ids of its training workers."""
+        """Process ids of the training workers."""
         found = []
         for entry in Path("/proc").iterdir():
             try:
@@ -194,7 +194,7 @@ class Command:
         return sorted(found)
 
     def outcome(self, calm: Run, *, lost: str = "", sign: str = "") -> Outcome:
-        """Compared with the undisturbed run. sign: of the line to quote."""
+        """Compare with the undisturbed run. sign: text of the standard-error line to quote."""
         restarts = (self.run.location / "status.json").read_json().get("restarts", [])
         repeated = ", ".join(f"{r['repeated']} steps after step {r['from_step']}" for r in restarts)
         return Outcome(
@@ -208,7 +208,7 @@ class Command:
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
-    """Of the last checkpoint."""
+    """Weights of the last checkpoint."""
     return load((run.location / "checkpoints" / str(run.reference("last")) / "model.safetensors").read_bytes())
 
 
@@ -224,7 +224,7 @@ def weights_off(run: Run, calm: Run) -> float:
 
 
 def metrics_off(run: Run, calm: Run) -> float:
-    """See :class:`Outcome`. What depends on the clock is left out."""
+    """See :class:`Outcome`. Excludes values that depend on the clock."""
     lines = [[sorted((k, v) for k, v in row.items() if k not in TIMES) for row in r.metrics()] for r in (run, calm)]
     keys = [[[k for k, _ in line] for line in side] for side in lines]
     if keys[0] != keys[1]:
@@ -239,7 +239,7 @@ def metrics_off(run: Run, calm: Run) -> float:
 
 @contextmanager
 def stage(workers: int = 2) -> Iterator[Stage]:
-    """Images and an object store."""
+    """Prepared images and an object store."""
     with tempfile.TemporaryDirectory(prefix="icre-chaos-") as scratch, ObjectStore(bucket="icre-chaos") as store:
         folder = Path(scratch)
         os.environ |= {**store.environment(), "ICRE_CACHE": str(folder / "cache")}
@@ -248,7 +248,7 @@ def stage(workers: int = 2) -> Iterator[Stage]:
 
 
 def undisturbed(place: Stage) -> Run:
-    """The run that the others are compared with."""
+    """The undisturbed reference run."""
     calm = Command(place, "calm", str(place.folder / "storage"))
     calm.run_to_the_end()
     if calm.codes != [0]:
@@ -258,7 +258,7 @@ def undisturbed(place: Stage) -> Run:
 
 @contextmanager
 def small_disk(folder: Path, *, mib: int) -> Iterator[Path]:
-    """A file system of its own. Needs the right to mount one."""
+    """A separate small file system. Requires permission to mount one."""
     folder.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
     try:
@@ -269,7 +269,7 @@ def small_disk(folder: Path, *, mib: int) -> Iterator[Path]:
 
 @contextmanager
 def filled(disk: Path) -> Iterator[None]:
-    """No byte is free on ``disk``."""
+    """Fill ``disk`` completely."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         try:
@@ -285,24 +285,24 @@ def filled(disk: Path) -> Iterator[None]:
 
 @contextmanager
 def nodes(name: str, *, others: int, cpus: int) -> Iterator[LocalCluster]:
-    """A Ray cluster of the command's own node, of one CPU, and others. name: of the command that will use it."""
-    environment = {"ICRE_CHAOS": name}  # workers have the environment of their raylet
+    """A Ray cluster with a one-CPU node for the command, and others. name: the command that will use it."""
+    environment = {"ICRE_CHAOS": name}  # workers inherit it from their raylet
     with LocalCluster(nodes=1 + others, cpus=cpus, head_cpus=1, environment=environment) as cluster:
         yield cluster
 
 
 def using(cluster: LocalCluster) -> dict[str, str]:
-    """What makes a command use it."""
+    """Environment with which a command uses the cluster."""
     return cluster.environment() | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"}
 
 
 def one_that_trains(cluster: LocalCluster, workers: list[int]) -> Node:
-    """One of the others that runs one of ``workers``."""
+    """A node other than the head that runs one of ``workers``."""
     return cluster.nodes[max(cluster.node_of(pid) for pid in workers)]
 
 
 def give_notice(cluster: LocalCluster, node: Node, *, seconds: int) -> None:
-    """Say, as a cloud does, that ``node`` will be gone in ``seconds``; nothing else happens to it here."""
+    """Announce, as a cloud does, that ``node`` will be removed in ``seconds``; it is not actually removed."""
     ray = str(Path(sys.executable).with_name("ray"))
     drain = [ray, "drain-node", "--address", cluster.address, "--node-id", node.ray_id]
     drain += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a spot machine is taken back"]

@@ -1,12 +1,11 @@
-"""Claim: the training feed is about as fast as the bare decoding of its images, and as torch's own DataLoader.
+"""Claim: the training feed is about as fast as plain decoding of its images, and as torch's own DataLoader.
 
     python -m benchmarks.feed [--processes 2] [--height 288 --width 144] [--identities 32] [--steps 40] [--rounds 3]
 
-Three sides take turns in one run, each with the same number of processes on the same JPEGs of a prepared data set:
-the feed (Ray tasks, one training worker), a `torch.utils.data.DataLoader` over the same planned batches, and a pool
-that decodes the same images and returns nothing. Prints one Markdown row, then JSON. Start-up is not counted: each
-side gives its first batches before its clock runs, long enough for Ray's memory to have been used once: new pages
-cost the first chunks about a sixth of their rate.
+Three sides alternate in one run, with the same number of processes on the same JPEGs of a prepared data set: the feed
+(Ray tasks, one training worker), a `torch.utils.data.DataLoader` over the same planned batches, and a pool that
+decodes the same images and returns nothing. Prints one Markdown row, then JSON. Start-up is excluded: each side warms
+up until Ray's memory has been used once, since new pages cost the first chunks about a sixth of their rate.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Prepare a data set, time the three sides, print the result."""
+    """Prepare a data set, time the three sides and print the result."""
     options = _options()
     with (
         tempfile.TemporaryDirectory(prefix="icre-benchmark-") as scratch,
@@ -86,7 +85,7 @@ def _by_decoding(recipe: config.Recipe, data: PreparedData, options: argparse.Na
 
 
 def _images_per_second(sizes: Iterator[int], recipe: config.Recipe) -> float:
-    """From the moment at which the last batch of the warm-up is there."""
+    """Images per second, measured from the last warm-up batch."""
     for _ in range(WARM_UP_STEPS):
         next(sizes)
     start = time.perf_counter()
@@ -166,12 +165,12 @@ def _report(options: argparse.Namespace, rates: dict[str, float]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--processes", type=int, default=2, help="decoding processes of each side")
+    parser.add_argument("--processes", type=int, default=2, help="decoding processes per side")
     parser.add_argument("--height", type=int, default=288)
     parser.add_argument("--width", type=int, default=144)
-    parser.add_argument("--identities", type=int, default=32, help="synthetic people, 16 + 16 images each")
+    parser.add_argument("--identities", type=int, default=32, help="synthetic identities with 16 + 16 images each")
     parser.add_argument("--steps", type=int, default=40, help="timed batches of 64 images")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per side; the median is reported")
     return parser.parse_args()
 
 

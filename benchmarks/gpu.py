@@ -1,11 +1,11 @@
-"""Training speed on one GPU: images a second of the full step, how much of the chip it uses, and its memory.
+"""Training speed on one GPU: images per second of the full step, utilisation and memory.
 
     python -m benchmarks.gpu [--batches 8x8,32x8] [--rounds 20] [--height 288] [--width 144] [--backbone resnet50]
 
-Every case of {fp32, bf16} x {eager, compiled} x {contiguous, channels_last} at every batch; the ratio is to the same
-batch in fp32, eager, contiguous. Utilisation: multiply-adds of the network, counted by PyTorch (three times the forward
-pass), over what large square matrix products of the same format reach on this GPU now. One Markdown row a case, then
-JSON. Without a GPU one line says so.
+Covers {fp32, bf16} x {eager, compiled} x {contiguous, channels_last} for every batch; the ratio is to the same batch in
+fp32, eager, contiguous. Utilisation: multiply-adds of the network, counted by PyTorch (three times the forward pass),
+over the measured rate of large square matrix products of the same format on this GPU. Prints one Markdown row per case,
+then JSON; a one-line note without a GPU.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _measure(
 
 
 def forward_flops(recipe: config.Recipe) -> float:
-    """Floating-point operations of the network's forward pass on one global batch, two a multiply-add."""
+    """Floating-point operations of the network's forward pass on one global batch, two per multiply-add."""
     network = build_network(recipe, classes=CLASSES).to("meta")
     images = torch.empty(recipe.batch.size, 3, recipe.data.height, recipe.data.width, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -80,8 +80,8 @@ def forward_flops(recipe: config.Recipe) -> float:
 
 
 def _ceiling(dtype: torch.dtype, device: torch.device) -> float:
-    """Operations a second of a large matrix product: more than any network reaches."""
-    # PyTorch lets float32 convolutions use TF32, matrix products not; the ceiling is that of the convolutions.
+    """Operations per second of a large matrix product, an upper bound for networks."""
+    # PyTorch allows TF32 in float32 convolutions but not in matrix products; the ceiling is that of convolutions.
     torch.set_float32_matmul_precision("high")
     a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
     [seconds] = median_seconds([lambda: a @ b], device, rounds=10, warm_up=3)
@@ -107,7 +107,7 @@ def _print(row: dict[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = step_options(__doc__ or "")
-    parser.add_argument("--batches", default="8x8,32x8", help="identities x images of each, several with commas")
+    parser.add_argument("--batches", default="8x8,32x8", help="identities x images per identity, comma-separated")
     parser.set_defaults(rounds=20)
     return parser.parse_args()
 

@@ -3,9 +3,9 @@
     python -m benchmarks.large_gallery [--queries 3803] [--gallery 1000000] [--dimensions 512] [--identities 100000]
                                        [--cmc identity] [--threads 2]
 
-The distances would be 15 GB, a float32 copy of the features 2 GB. The gallery is a float16 memory map; the images of an
-identity are spread over all of it, so that no part of either pass can be skipped. Memory is that which the evaluation
-adds to the process, without the pages of the file, which the kernel may drop. Prints one Markdown row, then JSON.
+The distances would take 15 GB, a float32 copy of the features 2 GB. The gallery is a float16 memory map; images of an
+identity are spread over all of it, so no part of either pass can be skipped. Memory is what the evaluation adds to the
+process, excluding file pages, which the kernel may drop. Prints one Markdown row, then JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BOUND_MB = 512
 
 
 def main() -> None:
-    """Write a gallery to disk, evaluate it, print time and memory."""
+    """Write a gallery to disk, evaluate it, and print time and memory."""
     options = _options()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _write(file: Path, options: argparse.Namespace) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """Query features and both sides' identities; the gallery's features go to ``file``, identities in turns."""
+    """Query features and both sides' identities; gallery features go to ``file``, with identities interleaved."""
     random = np.random.default_rng(SEED)
     people = random.standard_normal((options.identities, options.dimensions), np.float32)
     q_pids = random.integers(0, options.identities, options.queries)
@@ -76,7 +76,7 @@ def _write(file: Path, options: argparse.Namespace) -> tuple[NDArray[np.float32]
 
 @contextmanager
 def _peak_memory() -> Iterator[list[int]]:
-    """The most bytes of its own (not of mapped files) that the process has inside the block, above those before."""
+    """Peak private memory (excluding mapped files) inside the block, relative to its start, in bytes."""
     before, peak, done = _own_bytes(), [0], threading.Event()
 
     def watch() -> None:

@@ -1,12 +1,12 @@
-"""Claim: what people watch of a training costs less than 0.5 % of its time.
+"""Claim: telemetry costs less than 0.5 % of training time.
 
     python -m benchmarks.metrics_overhead [--seconds 30] [--rounds 3] [--step-seconds 0.1]
 
-A Ray worker goes through the lines of metrics.jsonl of a made-up training, one every ``--step-seconds``, and sleeps in
-between: in turns with telemetry (live gauges set every second and sent to the node's agent, TensorBoard's event file
-and an upload of it each turn) and without. The figure is the difference of the process's CPU seconds, all its threads
-among them, over the wall seconds: the share of one core, hence at most that share of a step. Steps shorter than real
-ones make it larger. Prints one Markdown row, then JSON.
+A Ray worker replays metrics.jsonl of a made-up training, one line every ``--step-seconds``, and sleeps in between. It
+alternates between telemetry (live gauges set every second and sent to the node's agent, TensorBoard's event file and
+one upload of it per round) and none. The result is the difference in the process's CPU seconds, including all
+threads, over the wall seconds: the share of one core, hence at most that share of a step. Steps shorter than real
+ones overestimate it. Prints one Markdown row, then JSON.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from pipelines.telemetry.telemetry import Telemetry
 
 @ray.remote(num_cpus=1)
 class Trainer:
-    """A process like a training worker's, but for the training."""
+    """A process like a training worker's, without the training."""
 
     def spend(self, folder: str, *, seconds: float, step_s: float, watched: bool) -> float:
-        """CPU seconds of this process while it goes through a training of ``seconds``."""
+        """CPU seconds of this process during a replay of ``seconds``."""
         run = Run(Storage(folder))
         began, cpu = time.perf_counter(), time.process_time()
         with Telemetry.open(config.load_recipe(None, ["name=x"]), run) if watched else nullcontext() as told:
@@ -49,14 +49,14 @@ class Trainer:
 
 
 def _row(number: int, step_s: float) -> dict[str, Any]:
-    """A line of metrics.jsonl with all terms of the objective."""
+    """A line of metrics.jsonl with all loss terms."""
     terms = dict.fromkeys(("loss", "id", "icg_pull", "icg_push", "icg_center"), 1.0 / number)
     times = {"time": time.time(), "images_per_s": 64 / step_s, "data_wait_s": 0.001}
     return {"kind": "step", "step": number, "epoch": 0, "lr": 0.01, **terms, **times}
 
 
 def main() -> None:
-    """Let the sides take turns, print the share."""
+    """Alternate the sides and print the share."""
     options = _options()
     shares = []
     with tempfile.TemporaryDirectory(prefix="icre-benchmark-") as name, ray_session(Path(name), demand=Demand(2)):
@@ -86,9 +86,9 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=30.0, help="length of a turn (default: 30)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side (default: 3)")
-    parser.add_argument("--step-seconds", type=float, default=0.1, help="time of a step (default: 0.1)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds per round (default: 30)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per side (default: 3)")
+    parser.add_argument("--step-seconds", type=float, default=0.1, help="seconds per step (default: 0.1)")
     return parser.parse_args()
 
 

@@ -1,13 +1,13 @@
-"""Claim: Ray Train adds nothing to the training step: at most 1.03 times a bare loop under torchrun.
+"""Claim: Ray Train adds almost nothing to the training step: at most 1.03 times a bare loop under torchrun.
 
     python -m benchmarks.overhead [--rounds 3] [--steps 150] [--warm-up 30] [--workers 2]
 
-Two sides take turns, each with the same number of processes on the same prepared images, kept decoded, over gloo with
-synchronised batch norm: `icre train` as it is (Ray Train, telemetry, watchdog, progress, notices), and `torchrun` with
-a loop of the step alone. Ray runs only during its own turns. A turn's figure is the mean over its steps, so that what
-happens once a second counts, without the start, the checkpoint at the end and the first steps; the median turn counts.
-CPU seconds are those of the training processes. Both sides train the same: their last losses are compared. Prints one
-Markdown row, then JSON.
+Two sides alternate, with the same number of processes on the same prepared images, kept decoded, over gloo with
+synchronised batch norm: the unchanged `icre train` (Ray Train, telemetry, watchdog, progress, notices), and `torchrun`
+with a loop of only the step. Ray runs only during its own rounds. A round's result is the mean over its steps, which
+includes once-a-second work but excludes the start, the final checkpoint and the first steps; the median round is
+reported. CPU seconds are those of the training processes. Both sides train the same; their final losses are compared.
+Prints one Markdown row, then JSON.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CPU = torch.device("cpu")
 
 
 class Cost(NamedTuple):
-    """Of one step, mean over the workers and the timed steps of a turn."""
+    """Cost of one step: mean over the workers and the timed steps of a round."""
 
     wall_s: float
     cpu_s: float
@@ -62,17 +62,17 @@ class Clock:
         self.times: list[tuple[float, float]] = []
 
     def tick(self) -> None:
-        """A step starts."""
+        """Record the start of a step."""
         self.times.append((time.perf_counter(), time.process_time()))
 
     def write(self, folder: Path, rank: int) -> None:
-        """For the process that started this one."""
+        """Write the times for the parent process."""
         folder.mkdir(exist_ok=True)
         (folder / f"{rank}.json").write_text(json.dumps(self.times))
 
 
 def main() -> None:
-    """Prepare a data set, let the sides take turns, print the ratio."""
+    """Prepare a data set, alternate the sides and print the ratio."""
     options = _options()
     if options.bare is not None:
         bare_loop(config.load_recipe(options.bare), Path(options.bare).parent)
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def _under_ray(recipe: config.Recipe, folder: Path, options: argparse.Namespace) -> Cost:
-    """One whole ``icre train``."""
+    """Run a complete ``icre train``."""
 
     def measured(settings: dict[Any, Any]) -> None:
         clock, step = Clock(), Trainer.step
@@ -115,7 +115,7 @@ def _under_ray(recipe: config.Recipe, folder: Path, options: argparse.Namespace)
 
 
 def _under_torchrun(recipe: config.Recipe, folder: Path, options: argparse.Namespace) -> Cost:
-    """:func:`bare_loop` in as many processes."""
+    """Run :func:`bare_loop` in the same number of processes."""
     folder.mkdir()
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.workers}"]
@@ -125,7 +125,7 @@ def _under_torchrun(recipe: config.Recipe, folder: Path, options: argparse.Names
 
 
 def bare_loop(recipe: config.Recipe, folder: Path) -> None:
-    """One process under torchrun: the step, and what it cannot do without."""
+    """One process under torchrun: the step and its prerequisites only."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world, steps = dist.get_rank(), dist.get_world_size(), recipe.train.steps_per_epoch or 1
@@ -163,7 +163,7 @@ def _recipe(scratch: Path, options: argparse.Namespace) -> config.Recipe:
         "data": {"root": str(scratch / "images"), "height": HEIGHT, "width": WIDTH, "split": {"val": 0.1, "test": 0.1}},
         "model": {"backbone": "resnet18", "dim": 128, "heads": 4},
         "batch": {"identities": 8, "visible": 2, "infrared": 2},
-        # Small, so that the losses of the two sides stay comparable.
+        # Small, so that the losses of both sides stay comparable.
         "optimizer": {"lr": 1e-4, "backbone_lr": 1e-4},
         "schedule": {"warmup_epochs": 0, "milestones": []},
         "train": {
@@ -210,11 +210,11 @@ def _report(options: argparse.Namespace, turns: dict[str, list[Cost]]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side; the median counts")
-    parser.add_argument("--steps", type=int, default=150, help="timed steps of a turn")
-    parser.add_argument("--warm-up", type=int, default=30, help="steps before them")
-    parser.add_argument("--workers", type=int, default=2, help="training processes of each side")
-    parser.add_argument("--bare", help="a recipe: be one of torchrun's processes (this benchmark calls itself)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per side; the median is reported")
+    parser.add_argument("--steps", type=int, default=150, help="timed steps per round")
+    parser.add_argument("--warm-up", type=int, default=30, help="untimed steps before them")
+    parser.add_argument("--workers", type=int, default=2, help="training processes per side")
+    parser.add_argument("--bare", help="internal: run as a torchrun process with this recipe")
     return parser.parse_args()
 
 

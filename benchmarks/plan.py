@@ -3,9 +3,9 @@
     python -m benchmarks.plan [--images 10000000] [--identities 1000000] [--workers 1024] [--sample 500000]
 
 Builds the index of a made-up training split and one epoch's plan, as each training process does. Prints seconds, the
-plan's size, the process's peak memory, and how long it takes to start at a step in mid-epoch. Then writes a sample of
-the split as one shard, with images of no bytes, opens it as a training process does, and prints how many bytes of
-labels that read, scaled to all images.
+plan's size, the process's peak memory, and the time to start at a step in mid-epoch. Then writes a sample of the split
+as one shard with zero-byte images, opens it as a training process does, and prints the bytes of labels read, scaled to
+all images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VISIBLE = INFRARED = 4
 
 
 def main() -> None:
-    """Build, plan, cut, read, print."""
+    """Build, plan, slice, read and print."""
     options = _options()
     result = {"benchmark": "plan", "images": options.images, "identities": options.identities}
     result |= {"workers": options.workers} | _planned(options)
@@ -49,7 +49,7 @@ def main() -> None:
 
 def _planned(options: argparse.Namespace) -> dict[str, Any]:
     generator = np.random.default_rng(0)
-    # Every identity has two images in each modality at least; the rest fall where chance lets them.
+    # Every identity has at least two images per modality; the rest are assigned at random.
     base = np.tile(np.arange(options.identities), 4)
     labels = np.concatenate([base, generator.integers(0, options.identities, options.images - len(base))])
     infrared = np.concatenate(
@@ -113,7 +113,7 @@ def _write_shard(folder: Path, options: argparse.Namespace) -> tuple[str, list[s
 
 
 def _bytes_read() -> int:
-    """By this process since its start, from disk or from the page cache."""
+    """Bytes read by this process since its start, from disk or from the page cache."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
 

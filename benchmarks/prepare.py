@@ -1,18 +1,21 @@
-"""Claim: `icre prepare` works about as fast as a plain Pillow loop on every core, and its memory does not grow.
+"""Claim: `icre prepare` is about as fast as a plain Pillow loop on every core, with constant memory.
 
     python -m benchmarks.prepare [--images 1000] [--rounds 5] [--height 288 --width 144] [--growth 1 4 16]
 
-First, three sides take turns in one run on the same files, twice as large as they are stored: `prepare`; a loop in one
-process that reads, decodes, resizes (bicubic), encodes and appends to a file, which is all that a plain script would
-do; and one such loop for each core at the same time, on its share of the files. The claim is `prepare`'s images/s over
-those of the loop times the number of cores. Where other programs or the processor's own limits keep the cores from
-being that much faster together, the loops at the same time say what was to be had. Medians of the rounds, the ratios
-of the rounds' ratios.
+First, three sides alternate in one run on the same files, which are twice as large as they are stored:
 
-Then `prepare` alone runs on folders of growing size; "each further image" counts what the images beyond the next
-smaller folder took, and so leaves out what a call costs whatever the size. The start of the Ray session is outside,
-and printed by itself; a first call, which starts Ray's worker processes, is not counted either. Memory is private
-resident memory (Linux). Prints Markdown, then JSON.
+- `prepare`;
+- a single-process loop that reads, decodes, resizes (bicubic), encodes and appends to a file, as a plain script would;
+- one such loop per core in parallel, each on its share of the files.
+
+The claim is `prepare`'s images/s over the single loop's times the number of cores. Where other programs or the
+processor's limits prevent linear scaling, the parallel loops show the achievable rate. Reports medians over the rounds;
+ratios are medians of per-round ratios.
+
+Then `prepare` alone runs on folders of increasing size; "each further image" is the cost of the images beyond the next
+smaller folder, which excludes the constant cost of a call. The start of the Ray session is excluded and printed
+separately, and a first call, which starts Ray's worker processes, is not counted. Memory is private resident memory
+(Linux). Prints Markdown, then JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ from pipelines.runtime.session import Demand, ray_session
 
 QUALITY = 95
 PICTURES = 32
-"""Different pictures; the files beyond them differ by a comment, so that none is set aside as a copy."""
+"""Distinct pictures; further files differ by a comment, so none is excluded as a duplicate."""
 IMAGES_PER_IDENTITY = 20
 POLL_S = 0.2
 
@@ -55,14 +58,14 @@ class Cost:
     shards: int
     seconds: float
     driver_mib: float
-    """Peak memory of the calling process, below of the largest worker and of all together."""
+    """Peak memory of the calling process; below, of the largest worker and of all workers together."""
     worker_mib: float
     workers_mib: float
     object_store_mib: float
 
 
 def main() -> None:
-    """Make the folders, time the sides, print the result."""
+    """Create the folders, time the sides and print the result."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="icre-benchmark-") as name:
         scratch = Path(name)
@@ -79,7 +82,7 @@ def main() -> None:
 
 
 def _compare(scratch: Path, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Images/s of the sides, and the ratios."""
+    """Images/s of the sides, and their ratios."""
     cores = len(os.sched_getaffinity(0))
     files = sorted(folder.glob("*/*/*.jpg"))
     shape = (options.height, options.width)
@@ -90,7 +93,7 @@ def _compare(scratch: Path, folder: Path, options: argparse.Namespace) -> dict[s
             rates["prepare"].append(options.images / _prepare(scratch, folder, options).seconds)
             rates["loop"].append(options.images / _seconds(partial(_loop, (scratch / "loop", files, shape))))
             rates["loops"].append(options.images / _seconds(lambda: list(pool.map(_loop, work))))
-    rounds = list(zip(*(values[1:] for values in rates.values()), strict=True))  # the first warms up
+    rounds = list(zip(*(values[1:] for values in rates.values()), strict=True))  # the first is a warm-up
     return {
         "cores": cores,
         **{f"{name}_images_per_s": round(statistics.median(values[1:])) for name, values in rates.items()},
@@ -134,7 +137,7 @@ def _prepare(scratch: Path, folder: Path, options: argparse.Namespace) -> Cost:
 
 
 class _Peaks:
-    """The largest memory seen while the block runs."""
+    """Peak memory inside the block."""
 
     def __enter__(self) -> _Peaks:
         self.largest = [0.0] * 4
@@ -161,7 +164,7 @@ class _Peaks:
 
 
 def _workers() -> list[int]:
-    """Process ids of this session's Ray workers: those below this process that have Ray's title."""
+    """Process ids of this session's Ray workers: descendants of this process with Ray's title."""
     parents = {int(path.name): _parent(path) for path in Path("/proc").glob("[0-9]*")}
     mine = {os.getpid()}
     while grown := {pid for pid, parent in parents.items() if parent in mine} - mine:
@@ -170,19 +173,19 @@ def _workers() -> list[int]:
 
 
 def _parent(process: Path) -> int:
-    # "pid (name) state parent ...": the name may hold anything.
+    # "pid (name) state parent ...": the name may contain anything.
     fields = _read(f"{process}/stat").rpartition(")")[2].split()
     return int(fields[1]) if fields else 0
 
 
 def _private_bytes(pid: int) -> float:
-    """Resident, without the pages of the object store that it has mapped."""
+    """Resident bytes, excluding mapped pages of the object store."""
     fields = _read(f"/proc/{pid}/statm").split()
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE") if fields else 0.0
 
 
 def _read(path: str) -> str:
-    """Empty when the process has ended."""
+    """The file's text; empty when the process has ended."""
     try:
         return Path(path).read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -241,7 +244,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--height", type=int, default=288, help="stored height; the files are twice as high")
     parser.add_argument("--width", type=int, default=144)
     parser.add_argument("--growth", type=int, nargs="*", default=[1, 4, 16], help="sizes of the folders")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side; the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per side; the median is reported")
     return parser.parse_args()
 
 

@@ -1,18 +1,18 @@
-"""Claim: exact CMC, mAP and mINP of ten SYSU-MM01 trials cost a fraction of the argsorts of their distances alone.
+"""Claim: exact CMC, mAP and mINP of ten SYSU-MM01 trials cost a fraction of just the argsorts of their distances.
 
     python -m benchmarks.ranking [--threads 2] [--rounds 5] [--device cpu]
 
 Sizes: SYSU-MM01 all-search (3,803 queries, 301 gallery images, ten trials), RegDB (2,060 x 2,060), LLCM (7,166 queries,
-2,000 gallery images, ten trials); 2,048 dimensions. In turns in one run, on the same random features:
+2,000 gallery images, ten trials); 2,048 dimensions. Alternating in one run, on the same random features:
 
     ranking   the scores of all trials, from distances
-    loop      the same by the usual evaluator: NumPy's argsort, then query by query; of the first trial, times
-              their number; its metrics have to be the same to 1e-9
+    loop      the same with the usual evaluator: NumPy's argsort, then query by query; the first trial's time,
+              multiplied by their number; its metrics must agree to 1e-9
     argsorts  torch.argsort(stable=True) of the distances of all trials, on the same device
     whole     features to metrics by run_protocol: draws, labels, products, ranking
     products  one matrix product of the queries with every image that any trial draws
 
-Prints one Markdown row a data set, then JSON.
+Prints one Markdown row per data set, then JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SEED = 0
 DIMENSIONS = 2048
 NOISE = 4.0
 CMC_LENGTH = 20
-# Identities, visible and infrared cameras, queries, gallery images of a trial.
+# Identities, visible and infrared cameras, queries, gallery images per trial.
 SIZES = {
     "sysu-all-single": (96, "1245", "36", 3803, 301),
     "regdb": (206, "1", "2", 2060, 2060),
@@ -53,7 +53,7 @@ IMAGES_IN_CAMERA = {"sysu-all-single": 20, "regdb": 10, "llcm": 3}
 
 
 def main() -> None:
-    """Time every data set's size."""
+    """Time the size of each data set."""
     options = _options()
     torch.set_num_threads(options.threads)
     rows = [_measure(name, options) for name in SIZES]
@@ -103,7 +103,7 @@ def _measure(name: str, options: argparse.Namespace) -> dict[str, str | float]:
 
 
 def records_of(name: str) -> list[Record]:
-    """Images in the layout of a data set, with as many queries and drawn gallery images as it has."""
+    """Images in the layout of a data set, with its numbers of queries and drawn gallery images."""
     people, visible, infrared, queries, gallery = SIZES[name]
     images = IMAGES_IN_CAMERA[name]
     groups = gallery // images if name == "regdb" else gallery
@@ -129,7 +129,7 @@ def _features(records: list[Record]) -> Tensor:
 
 
 def _rank(dists: Sequence[Tensor], labels: Sides, protocol: Protocol) -> list[RankingResult]:
-    """All trials as :func:`icre.evaluation.run_protocol` ranks them."""
+    """Rank all trials as :func:`icre.evaluation.run_protocol` does."""
     scores: list[list[QueryScores]] = [[] for _ in dists]
     for rows in query_chunks(*dists[0].shape):
         matching = match_labels(labels[0].take(rows), labels[1], protocol.camera_rule)
@@ -158,7 +158,7 @@ def _loop(
     *,
     protocol: Protocol,
 ) -> tuple[NDArray[np.float64], float, float]:
-    """CMC, mAP and mINP, one query after the other, as evaluators are usually written."""
+    """CMC, mAP and mINP, query by query, as evaluators are usually written."""
     order = dist.argsort(axis=1, kind="stable")
     curves, averages, penalties = [], [], []
     for ranked, pid, cam in zip(order, q_pids, q_cams, strict=True):
@@ -184,7 +184,7 @@ def _loop(
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=2, help="threads for PyTorch")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side; the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per side; the median is reported")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     return parser.parse_args()
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.rerank [--queries 3803] [--gallery 301] [--dimensions 2048] [--threads 2] [--rounds 3]
 
-The dense side is NumPy, image by image as the equations read, and has to give the same distances to 1e-6. Both work on
-the same random features, in turns in one run. Prints one Markdown row, then JSON.
+The dense side is NumPy, image by image as in the equations, and must give the same distances to 1e-6. Both sides
+alternate in one run on the same random features. Prints one Markdown row, then JSON.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from icre.evaluation.rerank import k_reciprocal_distance
 
 SEED = 0
 PEOPLE = 96
-STEPS = 32  # a power of two: the products of such features are exact, so that both sides see the same order and ties
+STEPS = 32  # a power of two: products are exact, so both sides have the same order and ties
 
 
 def main() -> None:
-    """Time both sides, print the ratio."""
+    """Time both sides and print the ratio."""
     options = _options()
     torch.set_num_threads(options.threads)
     query, gallery = exact_features(options.queries, options.gallery, options.dimensions)
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def exact_features(queries: int, gallery: int, dimensions: int) -> tuple[Tensor, Tensor]:
-    """Vectors of PEOPLE people, of one length, whose entries are 0 or +-1 / STEPS."""
+    """Features of PEOPLE identities with equal norms, whose entries are 0 or +-1 / STEPS."""
     generator = torch.Generator().manual_seed(SEED)
     count, filled = queries + gallery, min(STEPS**2, dimensions)
     person = torch.randint(PEOPLE, (count,), generator=generator)
@@ -66,7 +66,7 @@ def exact_features(queries: int, gallery: int, dimensions: int) -> tuple[Tensor,
 def dense_distance(
     query: Tensor, gallery: Tensor, *, k1: int = 20, k2: int = 6, weight: float = 0.3
 ) -> NDArray[np.float64]:
-    """The equations at the top of ``icre/evaluation/rerank.py``, one image after the other, on N x N matrices."""
+    """The equations at the top of ``icre/evaluation/rerank.py``, image by image, on N x N matrices."""
     features = torch.cat([query, gallery]).numpy()
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     count, queries = len(unit), len(query)
@@ -75,7 +75,7 @@ def dense_distance(
     farthest = original.max(axis=1, keepdims=True)
     original = original / np.where(farthest == 0, 1, farthest)
     first = original.copy()
-    np.fill_diagonal(first, -1)  # an image is its own nearest neighbour, before its copies
+    np.fill_diagonal(first, -1)  # an image is its own nearest neighbour, ahead of duplicates
     order = first.argsort(axis=1, kind="stable")
 
     def reciprocal(image: int, k: int) -> NDArray[np.int64]:
@@ -108,7 +108,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--gallery", type=int, default=301)
     parser.add_argument("--dimensions", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2, help="threads for PyTorch")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each side; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per side; the median is reported")
     return parser.parse_args()
 
 

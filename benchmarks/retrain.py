@@ -1,12 +1,12 @@
-"""Claim: what `icre retrain` adds to training and evaluating a model is less than 5 % of a training of an hour.
+"""Claim: `icre retrain` adds less than 5 % to training and evaluating a model, for a training of one hour.
 
     python -m benchmarks.retrain [--steps 60] [--storage s3://bucket/prefix]
 
-Two ticks by the demo's network and image size, on synthetic people: the first begins a history, the second has new
-images, a champion to start from and to compare with, and is measured. Its own seconds are those that are neither
-preparing, nor training, nor embedding the challenger's test images, which any night would take: lease, journal, warm
-start, the champion's features, bootstrap, registry, report. They do not depend on the training's length, so the ratio
-is given for the training that was run, and so is the training from which on it is under 5 %.
+Runs two ticks with the demo's network and image size on synthetic identities. The first starts a history; the second,
+which is measured, has new images and a champion to start from and compare with. The overhead is all time except
+preparing, training and embedding the challenger's test images, which any night would take. It includes lease, journal,
+warm start, the champion's features, bootstrap, registry and report. It does not depend on the training's length, so
+the ratio is given for this training, along with the training length above which it is under 5 %.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GOAL = 0.05
 
 
 def main() -> None:
-    """Two ticks; print the second's."""
+    """Run two ticks and print the second's timings."""
     options = _options()
     with tempfile.TemporaryDirectory(prefix="icre-benchmark-") as scratch:
         folder = Path(scratch)
@@ -58,7 +58,7 @@ def main() -> None:
         with ray_session(folder / "logs", demand=demand):
             outcomes = [retrain.retrain(recipe, "first")]
             registry = Registry(Storage(recipe.storage), recipe.name)
-            if registry.champion() is None:  # so few steps may teach nothing; what serves is not the question
+            if registry.champion() is None:  # so few steps may not pass the gate; which model serves is irrelevant
                 registry.promote(run_of(recipe, "first"), "best", after=0, by="the benchmark")
             shutil.copytree(folder / "late", folder / "images", dirs_exist_ok=True)
             taken: dict[str, list[float]] = {}
@@ -91,7 +91,7 @@ def main() -> None:
 
 @contextmanager
 def _timed(taken: dict[str, list[float]], owner: Any, name: str) -> Iterator[None]:
-    """Seconds of each call of ``owner.name`` in the body."""
+    """Record the seconds of each call of ``owner.name`` in the body."""
     original: Callable[..., Any] = getattr(owner, name)
 
     def timed(*arguments: Any) -> Any:
@@ -108,7 +108,7 @@ def _timed(taken: dict[str, list[float]], owner: Any, name: str) -> Iterator[Non
 
 
 def _images(folder: Path, recipe: config.Recipe) -> None:
-    """A tenth of the people comes for the second tick."""
+    """Generate the images; a tenth of the identities arrives for the second tick."""
     size = {"height": recipe.data.height, "width": recipe.data.width}
     generate(folder / "images", SyntheticSpec(identities=120, images_per_modality=10, difficulty=0.4, **size))
     for name in ("split.json", "synthetic.json"):
@@ -121,8 +121,8 @@ def _images(folder: Path, recipe: config.Recipe) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60, help="Of the training.")
-    parser.add_argument("--storage", help="A folder or s3://; None: a temporary folder.")
+    parser.add_argument("--steps", type=int, default=60, help="steps per training (default: 60)")
+    parser.add_argument("--storage", help="folder or s3:// URL (default: a temporary folder)")
     return parser.parse_args()
 
 

@@ -1,12 +1,12 @@
-"""Cost of a step on W workers: what it sends, how long it takes here, and whether docs/scaling.md's model says so.
+"""Cost of a step on W workers: traffic and time on this machine, compared with the model in docs/scaling.md.
 
     python -m benchmarks.scaling [--rounds 3] [--steps 20] [--warm-up 5]
 
-1, 2 and 4 processes over gloo on this machine, one thread each, with always the same global batch, take turns; medians
-of the turns' mean steps. Each turn also times the same processes side by side, silent: what they lose by sharing cores
-and memory is no cost of sending, and the rest is. Cost of an image: from one process; latency and bandwidth: from two,
-so that what four send is a prediction. CPU seconds are those of all processes together. Prints Markdown tables, then
-JSON. A count of bytes that is not the model's ends it with an error.
+1, 2 and 4 single-threaded processes over gloo on this machine alternate with the same global batch; results are medians
+of the rounds' mean steps. Each round also times the same processes in parallel without communication: their slowdown
+from sharing cores and memory is not a communication cost; the rest is. The cost of an image comes from one process,
+latency and bandwidth from two, so four processes are a prediction. CPU seconds are those of all processes together.
+Prints Markdown tables, then JSON. Exits with an error if the byte counts differ from the model's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from icre.training.step import Batch, train_step
 
 WORKERS = (1, 2, 4)
 LARGE = 4 * 2**20
-"""Floats of the collective that the bandwidth is measured with."""
+"""Floats in the collective used to measure bandwidth."""
 CPU = torch.device("cpu")
 
 
@@ -56,7 +56,7 @@ class Traffic:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count what the body sends. Gradients are what DistributedDataParallel reduces in the background."""
+        """Count the traffic of the body. Gradients are what DistributedDataParallel reduces in the background."""
         gather, reduce = dist.all_gather, dist.all_reduce
 
         def all_gather(parts: list[Tensor], *args: Any, **kwargs: Any) -> Any:
@@ -76,7 +76,7 @@ class Traffic:
 
 
 def main() -> None:
-    """Measure in turns, fit the constants, print the tables."""
+    """Measure all rounds, fit the constants and print the tables."""
     options = _options()
     recipe = _recipe(options)
     network = network_of(recipe)
@@ -110,7 +110,7 @@ def _turn(workers: int, recipe: config.Recipe, options: argparse.Namespace) -> d
 
 
 def _worker(rank: int, workers: int, folder: str, recipe: config.Recipe, options: argparse.Namespace) -> None:
-    """One process of a turn. Alone it also takes smaller batches, from which an image's cost follows."""
+    """One process of a round. A single process also runs smaller batches, to derive the cost of an image."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers)
     network = build_network(recipe, classes=CLASSES)
@@ -125,7 +125,7 @@ def _worker(rank: int, workers: int, folder: str, recipe: config.Recipe, options
     model: nn.Module = network
     if workers > 1:
         distributed.synchronise_batch_norm(network)
-        optimizer = build_optimizer(network, recipe.optimizer)  # the silent steps led each worker elsewhere
+        optimizer = build_optimizer(network, recipe.optimizer)  # weights diverged during steps without communication
         wrapped = DistributedDataParallel(network, forward_sync_buffers=False)
         wrapped.register_comm_hook(None, default_hooks.allreduce_hook)
         model = wrapped
@@ -152,7 +152,7 @@ def _timed(step: Callable[[], object], options: argparse.Namespace) -> tuple[flo
 
 
 def _mean_seconds(work: Callable[[], object], times: int) -> tuple[float, float]:
-    """Wall and CPU time of one call, after all workers are there."""
+    """Wall and CPU time of one call, after a barrier of all workers."""
     dist.barrier()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(times):
@@ -161,7 +161,7 @@ def _mean_seconds(work: Callable[[], object], times: int) -> tuple[float, float]
 
 
 def _wire(workers: int) -> dict[str, float]:
-    """Latency of a hop and bandwidth, from reductions of one number and of many."""
+    """Latency per hop and bandwidth, from reductions of one number and of many."""
     large = torch.zeros(LARGE)
     copy_s, _ = _mean_seconds(large.clone, 5)
     found = {"copy_bandwidth": large.nbytes / copy_s}
@@ -175,7 +175,7 @@ def _wire(workers: int) -> dict[str, float]:
 
 
 def _medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every number, over the turns."""
+    """Median of every number over the rounds."""
     return {
         key: [statistics.median(turn[key][i] for turn in turns) for i in range(len(value))]
         if isinstance(value, list)
@@ -187,7 +187,7 @@ def _medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _check_traffic(network: Network, found: dict[int, dict[str, Any]], batch: int) -> None:
-    """What was counted is what the model takes for granted."""
+    """Check that the counted traffic matches the model."""
     for workers in WORKERS[1:]:
         gathered, reduced = network.statistics_bytes(workers)
         terms = 4 * found[workers]["terms"]
@@ -237,7 +237,7 @@ def _recipe(options: argparse.Namespace) -> config.Recipe:
         "model": {"backbone": options.backbone, "dim": 128, "heads": 4},
         "batch": {"identities": 8, "visible": 2, "infrared": 2},
         "augmentation": {"pad": 4},
-        # Small, so that the loss stays finite on always the same noise.
+        # Small, so that the loss stays finite on repeated noise.
         "optimizer": {"lr": 1e-4, "backbone_lr": 1e-4},
     }
     return config.parse_recipe(values, where="the options")
@@ -245,9 +245,9 @@ def _recipe(options: argparse.Namespace) -> config.Recipe:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each number of workers; the median counts")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of a turn")
-    parser.add_argument("--warm-up", type=int, default=5, help="steps before them")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds per number of workers; the median is reported")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per round")
+    parser.add_argument("--warm-up", type=int, default=5, help="untimed steps before them")
     parser.add_argument("--height", type=int, default=64)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--backbone", default="resnet18")

@@ -1,4 +1,4 @@
-"""The model of docs/scaling.md: seconds of a training step on W workers, from what it computes and what it sends.
+"""The model of docs/scaling.md: seconds of a training step on W workers, from computation and communication.
 
     python -m benchmarks.scaling_model        # its table for GPUs
 
@@ -20,31 +20,31 @@ from icre.model.complexity import OPTIMIZER_FLOATS, complexity
 
 CLASSES = 395
 FIRST_BUCKET, BUCKET = 2**20, 25 * 2**20
-"""Sizes at which DistributedDataParallel closes a bucket of gradients."""
+"""Bucket sizes of DistributedDataParallel's gradients."""
 PREDICTED = ((1, 8), (2, 8), (4, 8), (8, 8), (8, 64), (64, 64), (64, 320), (64, 512), (256, 256), (256, 2048))
-"""Workers and identities of a batch: each worker needs one identity at least."""
+"""Workers and identities of a batch: each worker needs at least one identity."""
 
 
 def main() -> None:
-    """Print what the model says of GPUs."""
+    """Print the model's predictions for GPUs."""
     print(prediction_markdown())
 
 
 @dataclass(frozen=True)
 class Network:
-    """What of a network and its batch decides the traffic of a step; bytes."""
+    """Properties of a network and its batch that determine the traffic of a step; bytes."""
 
     gradient_bytes: int
     feature_dim: int
     batch_norms: int
     batch_norm_channels: int
-    """Of all batch norms together."""
+    """Channels of all batch norms together."""
     state_bytes: int
-    """Weights, running statistics and the optimiser's state: a checkpoint."""
+    """Weights, running statistics and optimiser state: the size of a checkpoint."""
 
     @property
     def buckets(self) -> int:
-        """In which DistributedDataParallel sends the gradients."""
+        """Number of buckets in which DistributedDataParallel sends the gradients."""
         return 1 + ceil(max(0, self.gradient_bytes - FIRST_BUCKET) / BUCKET)
 
     def gathered_bytes(self, batch: int) -> int:
@@ -58,23 +58,23 @@ class Network:
 
 @dataclass(frozen=True)
 class Machine:
-    """The model's constants; docs/scaling.md has the formula."""
+    """The model's constants; see docs/scaling.md for the formula."""
 
     fixed_s: float
-    """Of a step, whatever the batch."""
+    """Seconds per step, independent of the batch."""
     image_s: float
-    """For each image that a worker computes."""
+    """Seconds per image that a worker computes."""
     latency_s: float
-    """Of one hop of a collective."""
+    """Seconds of one hop of a collective."""
     bandwidth: float
-    """Bytes a second between neighbours."""
+    """Bytes per second between neighbours."""
     copy_bandwidth: float
-    """Bytes a second from the device to the memory of the host, for a checkpoint."""
+    """Bytes per second from device to host memory, for a checkpoint."""
     ring: bool
-    """Small collectives go once around (gloo); False: through a tree (NCCL)."""
+    """Small collectives go once around a ring (gloo); False: through a tree (NCCL)."""
 
     def hops(self, workers: int) -> int:
-        """Of a small collective, one way."""
+        """Hops of a small collective, one way."""
         return workers - 1 if self.ring else ceil(log2(workers))
 
 
@@ -90,7 +90,7 @@ class Step:
 
     @property
     def total(self) -> float:
-        """Of the step: nothing is assumed to overlap."""
+        """Seconds of the step, assuming no overlap."""
         return self.compute + self.gradients + self.features + self.batch_norm + self.checkpoint
 
 
@@ -103,14 +103,14 @@ def predict(
     sharing: float = 1.0,
     checkpoint_every_s: float = 600.0,
 ) -> Step:
-    """The model of docs/scaling.md: a step of ``batch`` images on ``workers`` workers.
+    """Predict a step of ``batch`` images on ``workers`` workers with the model of docs/scaling.md.
 
-    sharing: how many times slower they compute than one alone, where they share cores.
+    sharing: slowdown of a worker's computation relative to running alone, where workers share cores.
     """
     w, hops, wire = workers, machine.hops(workers), machine.bandwidth
     ring = (w - 1) / w
     features, (gathered, reduced) = network.gathered_bytes(batch), network.statistics_bytes(w)
-    # A gather goes once around, a reduction twice. Beside the features: labels, modalities; loss terms, flags.
+    # A gather goes once around, a reduction twice. Besides features: labels, modalities; loss terms, flags.
     parts = {
         "compute": sharing * (machine.fixed_s + machine.image_s * batch / w),
         "gradients": 2 * ring * network.gradient_bytes / wire + 2 * hops * machine.latency_s * network.buckets,
@@ -122,7 +122,7 @@ def predict(
 
 
 def network_of(recipe: config.Recipe) -> Network:
-    """From shapes alone."""
+    """Derived from shapes alone."""
     with torch.device("meta"):
         network = build_network(recipe, classes=CLASSES)
     norms = [m.num_features for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
@@ -138,7 +138,7 @@ def network_of(recipe: config.Recipe) -> Network:
 
 
 def prediction_markdown() -> str:
-    """What the model says of the SYSU recipe on GPUs; the constants are assumptions."""
+    """Predictions for the SYSU recipe on GPUs; the constants are assumptions."""
     recipe = config.load_recipe(Path(__file__).resolve().parents[1] / "configs" / "sysu-sgd.yaml")
     network, gpu = network_of(recipe), gpu_of(recipe)
     each = recipe.batch.visible + recipe.batch.infrared
@@ -162,7 +162,7 @@ def prediction_markdown() -> str:
 
 
 def gpu_of(recipe: config.Recipe) -> Machine:
-    """A GPU of an assumed cluster: nothing here was measured."""
+    """A GPU of an assumed cluster, without any measurement."""
     macs = complexity(recipe, classes=CLASSES).total.macs
     return Machine(
         fixed_s=0.010,

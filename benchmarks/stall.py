@@ -1,10 +1,10 @@
-"""Claim: checkpoints hold training up for less than 1 % of the time.
+"""Claim: checkpoints stall training for less than 1 % of the time.
 
     python -m benchmarks.stall [--device cpu] [--rounds 5] [--threads 2]
 
-The network of the field's recipes (ResNet-50, 395 identities) with its optimiser's momentum. Training waits while both
-are copied to the CPU; a thread writes them to this machine's disk afterwards. Prints the seconds of both, and the share
-of the time that the copy is with the default `checkpoints.minutes`.
+Uses the network of the field's recipes (ResNet-50, 395 identities) with its optimiser's momentum. Training waits while
+both are copied to the CPU; a thread writes them to this machine's disk afterwards. Prints the seconds of both, and the
+copy's share of the time with the default `checkpoints.minutes`.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from icre.training.optimizer import build_optimizer
 from icre.training.step import train_step
 
 SMALL = {"batch": {"identities": 2, "visible": 1, "infrared": 1}, "data": {"height": 64, "width": 32}}
-"""Neither the batch nor the images' size changes what a checkpoint holds."""
+"""Batch and image size do not affect the content of a checkpoint."""
 
 
 def main() -> None:
-    """Copy, write, print."""
+    """Copy, write and print."""
     options = _options()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     recipe = config.parse_recipe(SMALL, where="this benchmark")
     network = build_network(recipe, classes=CLASSES).to(device).train()
     optimizer = build_optimizer(network, recipe.optimizer)
-    train_step(network, optimizer, random_batch(recipe, device), recipe=recipe, epoch=0)  # from here there is momentum
+    train_step(network, optimizer, random_batch(recipe, device), recipe=recipe, epoch=0)  # creates the momentum
     progress = Progress(step=1, best_metric=None, best_step=None)
     copies, writes = [], []
     for _ in range(options.rounds):

@@ -1,11 +1,11 @@
-"""Claim: from the command to the first training step takes little longer than Ray, torch and the network themselves.
+"""Claim: the first training step starts little later than Ray, torch and the network themselves require.
 
     python -m benchmarks.startup [--rounds 3]
 
-Two pairs, in turn on the same machine, with a tiny network and one worker: `icre train` and a script with a bare
-TorchTrainer that imports torch, builds the same network and takes one step; and, on a local cluster of one node,
-`icre submit train` and `ray job submit` of that script. Prints the ratios of the seconds from the start of the command
-to the end of the first step, and writes startup.json.
+Two pairs alternate on the same machine, with a tiny network and one worker. The first is `icre train` and a script with
+a bare TorchTrainer that imports torch, builds the same network and takes one step. The second, on a local one-node
+cluster, is `icre submit train` and `ray job submit` of that script. Prints the ratios of the seconds from the start of
+the command to the end of the first step, and writes startup.json.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ TorchTrainer(step, train_loop_config={"out": out, "recipe": recipe}, scaling_con
 
 
 def main() -> None:
-    """Prepare once, then the pairs in turn."""
+    """Prepare once, then alternate the pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("startup.json"))
@@ -110,7 +110,7 @@ def _pair(scratch: Path, overrides: Sequence[str], name: str, *, job: bool) -> t
 
 
 def _run(command: Sequence[str]) -> float:
-    """Run it; when it was started."""
+    """Run the command; returns its start time."""
     begun = time.time()
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode:

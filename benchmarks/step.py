@@ -3,8 +3,8 @@
     python -m benchmarks.step [--batch 8x8] [--threads 2] [--rounds 5] [--device cpu] [--precision fp32]
                               [--channels-last] [--compile] [--height 288] [--width 144] [--backbone resnet50]
 
-Both sides take whole steps (augmentation, forward, losses, backward, update) on the same random images, in turns in
-one run. Multiplications alone would make the ratio 1.31 at 288x144. Prints one Markdown row, then JSON.
+Both sides run full steps (augmentation, forward, losses, backward, update) on the same random images, alternating in
+one run. By multiplications alone, the ratio would be 1.31 at 288x144. Prints one Markdown row, then JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEED = 0
 
 
 def main() -> None:
-    """Time both sides, print the ratio."""
+    """Time both sides and print the ratio."""
     options = step_options(__doc__ or "").parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -38,11 +38,11 @@ def main() -> None:
 
 
 def step_options(doc: str) -> argparse.ArgumentParser:
-    """Flags of the benchmarks that take whole steps."""
+    """Options of benchmarks that time full steps."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--batch", default="8x8", help="identities x images of each, half of them infrared")
+    parser.add_argument("--batch", default="8x8", help="identities x images per identity, half of them infrared")
     parser.add_argument("--threads", type=int, default=2, help="threads for PyTorch")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side; the median counts")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds per side; the median is reported")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--channels-last", action="store_true")
@@ -61,7 +61,7 @@ def recipe_of(options: argparse.Namespace, *, components: Sequence[str]) -> conf
         "data": {"height": options.height, "width": options.width},
         "model": {"backbone": options.backbone},
         "batch": {"identities": identities, "visible": images // 2, "infrared": images // 2},
-        # Small, so that the loss stays finite on always the same noise.
+        # Small, so that the loss stays finite on repeated noise.
         "optimizer": {"lr": 1e-4, "backbone_lr": 1e-4},
         "compute": {
             "precision": options.precision,
@@ -73,7 +73,7 @@ def recipe_of(options: argparse.Namespace, *, components: Sequence[str]) -> conf
 
 
 def random_batch(recipe: config.Recipe, device: torch.device) -> Batch:
-    """Noise in the shape of a batch of the plan: identity by identity, visible rows first."""
+    """Noise in the shape of a planned batch: identity by identity, visible rows first."""
     k, size = recipe.batch, recipe.batch.size
     each = k.visible + k.infrared
     shape = (size, 3, recipe.data.height, recipe.data.width)
@@ -88,7 +88,7 @@ def random_batch(recipe: config.Recipe, device: torch.device) -> Batch:
 
 
 def stepper(recipe: config.Recipe, device: torch.device) -> Callable[[], object]:
-    """A function that takes one whole training step on always the same batch."""
+    """A function that takes one full training step, on the same batch each time."""
     network = build_network(recipe, classes=CLASSES).to(device).train()
     compute.arrange(network, recipe.compute)
     optimizer = build_optimizer(network, recipe.optimizer)
@@ -101,7 +101,7 @@ def stepper(recipe: config.Recipe, device: torch.device) -> Callable[[], object]
 def median_seconds(
     sides: Sequence[Callable[[], object]], device: torch.device, *, rounds: int, warm_up: int = 1
 ) -> list[float]:
-    """Median seconds of each side. They take turns, so that a busy machine slows them alike."""
+    """Median seconds per side. Sides alternate, so other load slows them alike."""
     times: list[list[float]] = [[] for _ in sides]
     for turn in range(warm_up + rounds):
         for side, spent in zip(sides, times, strict=True):
@@ -112,7 +112,7 @@ def median_seconds(
 
 
 def timed(side: Callable[[], object], device: torch.device) -> float:
-    """Seconds that one call takes, until the device is done with it."""
+    """Seconds of one call, including a device sync."""
     start = time.perf_counter()
     side()
     if device.type == "cuda":

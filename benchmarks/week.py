@@ -1,21 +1,20 @@
-"""Claim: of a week of nights in which things go wrong, the registry, the metrics and the alerts say what happened.
+"""Claim: the registry, the metrics and the alerts reflect what happened in a week of nights with failures.
 
     python -m benchmarks.week [--steps 40] [--keep FOLDER]
 
-Two Ray nodes on this machine, a real S3 server, a real Prometheus with ICRE's alerts and a Pushgateway; a night is an
-`icre submit retrain` to the cluster's job server, on synthetic people of whom more come in by the day:
+Uses two Ray nodes on this machine, a real S3 server, a real Prometheus with ICRE's alerts and a Pushgateway. A night is
+an `icre submit retrain` to the cluster's job server, on synthetic identities that arrive over the week:
 
     monday      the first model
-    tuesday     new people
+    tuesday     new identities
     wednesday   nothing new
-    thursday    new people, and a recipe that somebody spoilt: from scratch, at a rate that teaches nothing
-    friday      the same recipe; the tick is killed with SIGKILL in its training, and called again
-    saturday    the recipe is mended; the object store goes away in the training; called again when it is back
-    sunday      two ticks at once; then somebody rolls back
+    thursday    new identities, and a broken recipe: from scratch, with a learning rate that learns nothing
+    friday      the same recipe; the tick is killed with SIGKILL during training, and called again
+    saturday    the recipe is fixed; the object store fails during training; called again once it is back
+    sunday      two concurrent ticks; then a rollback
 
 Prints a Markdown row for each call, then the registry's history. Exits with 1 if an outcome, the history, a training, a
-metric or the set of alerts that fire is another one than the story says. Needs Debian's prometheus and
-prometheus-pushgateway.
+metric or the set of firing alerts differs from the expected one. Needs Debian's prometheus and prometheus-pushgateway.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = "week"
 WAIT_S = 600.0
 ARRIVALS = {"monday": 60, "tuesday": 60, "thursday": 20, "friday": 20, "saturday": 60, "sunday": 60}
-"""People who come in before each night."""
+"""New identities before each night."""
 TRAINED = ("monday", "tuesday", "thursday", "friday", "saturday", "sunday")
 SPOILT = ("retrain.start=scratch", "optimizer.lr=1.0e-8", "optimizer.backbone_lr=1.0e-8")
 RECIPE = (
@@ -62,26 +61,26 @@ RECIPE = (
     "evaluation.workers=1", "evaluation.trials=4", "retrain.min_queries=10", "retrain.floor=0.5", "retrain.lease_s=10",
 )  # fmt: skip
 OF_THE_MACHINE = {"ICREDiskFull"}
-"""Alerts that may fire on this machine whatever the week brings."""
+"""Alerts that may fire on this machine independently of the benchmark."""
 REFUSED, FAILED, BROKEN_OFF = "ICRERetrainRefused", "ICRERetrainFailed", "ICRETrainingFailed"
 
 
 @dataclass(frozen=True)
 class End:
-    """What a call comes to: exit code, newest entry of the registry, alerts that fire then."""
+    """Result of a call: exit code, newest registry entry, firing alerts."""
 
     code: int
     serves: int
     alerts: frozenset[str] = frozenset()
 
     def cells(self) -> list[str]:
-        """For a Markdown table."""
+        """Cells of a Markdown table."""
         return [f"{self.code}", f"{self.serves}", ", ".join(sorted(self.alerts))]
 
 
 @dataclass
 class Week:
-    """The place where it is played, and what was found to be otherwise than told."""
+    """The benchmark's environment, and the deviations found."""
 
     folder: Path
     store: ObjectStore
@@ -92,20 +91,20 @@ class Week:
 
     @property
     def storage(self) -> Storage:
-        """Where everything lands."""
+        """Storage of all runs."""
         return Storage(f"{self.store.url}/{MODEL}")
 
     @property
     def registry(self) -> Registry:
-        """Of the model."""
+        """The model's registry."""
         return Registry(self.storage, MODEL)
 
     def challenger(self, night: str) -> Run:
-        """A night's training."""
+        """A night's run."""
         return Run(self.storage / f"runs/{MODEL}-tick-{night}")
 
     def submit(self, night: str, *overrides: str, call: int = 1) -> subprocess.Popen[bytes]:
-        """`icre submit retrain` for a night; its output goes to a file."""
+        """Run `icre submit retrain` for a night; its output goes to a file."""
         places = [f"storage={self.storage.url}", f"data.root={self.folder / 'images'}"]
         places += [f"train.steps_per_epoch={self.steps}", f"telemetry.pushgateway={self.monitoring.pushgateway}"]
         words = ["--config", "configs/demo.yaml", "--tick", night, "--exit-code", *RECIPE, *places, *overrides]
@@ -127,7 +126,7 @@ class Week:
         *,
         then: Callable[[], None] = lambda: None,
     ) -> None:
-        """Print how a call ended and what Prometheus says of it. ``then`` comes before the storage is read."""
+        """Print how a call ended and Prometheus's alerts. ``then`` runs before the storage is read."""
         code = _ended(process)
         alerts = self._alerts()
         then()
@@ -139,29 +138,29 @@ class Week:
         )
 
     def until_in_training(self, night: str, process: subprocess.Popen[bytes]) -> None:
-        """Wait until the night's training has a checkpoint of its own steps."""
+        """Wait until the night's training has its own first checkpoint."""
         run, start = self.challenger(night), "step-00000000"
         until(lambda: process.poll() is not None or (run.reference("last") or start) > start)
         if process.poll() is not None or run.state != "running":
             raise SystemExit(f"{night}: its training was over before it could be disturbed; more --steps")
 
     def kill_driver(self) -> None:
-        """SIGKILL for the job's process, and the shell around it."""
+        """Send SIGKILL to the job's process and its shell."""
         pids = [pid for node in self.cluster.nodes.values() for pid in node.pids]
         kill_all(pid for pid in pids if b"pipelines.retrain" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
     def until_free(self) -> None:
-        """Wait until the lease of a command that was killed is over."""
+        """Wait until the lease of a killed command expires."""
         until(lambda: holder(self.registry.lease) is None)
 
     def ask(self, query: str, *, since: float | None = None) -> list[Any]:
-        """What Prometheus answers; since: every second from then to now."""
+        """Result of a Prometheus query; since: for every second from then to now."""
         asked = {"query": query} if since is None else {"query": query, "start": since, "end": time.time(), "step": 1}
         kind = "query" if since is None else "query_range"
         return list(self._get(f"{kind}?{urllib.parse.urlencode(asked)}")["result"])
 
     def _alerts(self) -> frozenset[str]:
-        """Those that fire when what was pushed until now is scraped, and every rule is evaluated on it."""
+        """Firing alerts, once all metrics pushed so far are scraped and every rule is evaluated on them."""
         asked = time.time()
 
         def evaluated() -> bool:
@@ -178,7 +177,7 @@ class Week:
 
 
 def main() -> None:
-    """Play the week, print it, compare."""
+    """Run the week, print and compare."""
     options = _options()
     started = time.time()
     with _place(options) as week:
@@ -192,7 +191,7 @@ def main() -> None:
 
 
 def play(week: Week) -> None:
-    """Seven nights."""
+    """Run the seven nights."""
 
     def night(name: str, story: str, told: End, *overrides: str, call: int = 1) -> None:
         week.close(name, story, week.submit(name, *overrides, call=call), told)
@@ -238,7 +237,7 @@ def play(week: Week) -> None:
 
 
 def history_differs(week: Week) -> list[str]:
-    """The registry has one entry for each promotion, by its tick, and one for the rollback, to Saturday's model."""
+    """Check for one registry entry per promotion, by its tick, and one for the rollback to Saturday's model."""
     entries = week.registry.entries()
     print("\n| entry | kind | by | run |\n|---:|---|---|---|")
     for entry in entries:
@@ -254,7 +253,7 @@ def history_differs(week: Week) -> list[str]:
 
 
 def trainings_differ(week: Week) -> list[str]:
-    """One training a night that had new people, each with every step once."""
+    """Check for one training per night with new identities, with every step exactly once."""
     names = Storage(week.storage.url + "/runs").list()
     wrong = [] if names == sorted(f"{MODEL}-tick-{night}" for night in TRAINED) else [f"trainings: {names}"]
     for night in TRAINED:
@@ -265,7 +264,7 @@ def trainings_differ(week: Week) -> list[str]:
 
 
 def metrics_differ(week: Week, since: float) -> list[str]:
-    """What Prometheus saw over the week: outcomes in their order, alerts, and the metric of the model that won last."""
+    """Check the week in Prometheus: outcomes in order, alerts, and the metric of the last promoted model."""
     series = week.ask("icre_retrain_outcome == 1", since=since)
     seen = sorted((float(when), one["metric"]["outcome"]) for one in series for when, _ in one["values"])
     outcomes = [name for name, _ in itertools.groupby(seen, key=lambda pair: pair[1])]
@@ -283,7 +282,7 @@ def metrics_differ(week: Week, since: float) -> list[str]:
 
 
 def arrive(folder: Path, night: str) -> None:
-    """The night's people come in."""
+    """Add the night's identities to the images."""
     nights = list(ARRIVALS)
     before = sum(ARRIVALS[name] for name in nights[: nights.index(night)])
     for modality in ("visible", "infrared"):
@@ -293,7 +292,7 @@ def arrive(folder: Path, night: str) -> None:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for it; ends the program after :data:`WAIT_S`."""
+    """Wait for a condition; exits after :data:`WAIT_S`."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > deadline:
@@ -316,7 +315,7 @@ def _place(options: argparse.Namespace) -> Iterator[Week]:
         spec = SyntheticSpec(sum(ARRIVALS.values()), images_per_modality=8, height=64, width=32, difficulty=0.3)
         generate(folder / "people", spec, workers=os.cpu_count() or 1)
         with ObjectStore(bucket="icre-week") as store:
-            # Seconds, not a minute, until a request to a store that is away is given up; metrics at once.
+            # Requests to an unavailable store fail after seconds instead of a minute; metrics are sent every second.
             known = store.environment() | {"AWS_MAX_ATTEMPTS": "3"}
             os.environ |= known
             environment = known | {"RAY_metrics_report_interval_ms": "1000", "ICRE_CACHE": str(folder / "cache")}
@@ -329,8 +328,8 @@ def _place(options: argparse.Namespace) -> Iterator[Week]:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="Of each training.")
-    parser.add_argument("--keep", type=Path, help="Folder for the logs of the calls; None: removed at the end.")
+    parser.add_argument("--steps", type=int, default=40, help="steps per training (default: 40)")
+    parser.add_argument("--keep", type=Path, help="folder for the logs of the calls (default: a temporary folder)")
     return parser.parse_args()
 
 

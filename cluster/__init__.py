@@ -1,1 +1,1 @@
-"""Where pipelines run."""
+"""Clusters for the pipelines: local, Kubernetes and monitoring."""

@@ -1,1 +1,1 @@
-"""ICRE, the method: a PyTorch library for visible-infrared person re-identification. It knows no cluster."""
+"""ICRE, the method: a PyTorch library for visible-infrared person re-identification, independent of any cluster."""

@@ -1,15 +1,15 @@
 """Errors that a user can act on.
 
-Every message says what is wrong, where, and the value; then the rule; the hint says how to fix it.
-The command line prints them as ``error:`` / ``hint:`` and exits with ``exit_code``; anything that is not
-an :class:`IcreError` is a defect of ours and keeps its traceback.
+A message contains the problem, its location, the value and the rule; the hint is the fix. The command line prints them
+as ``error:`` / ``hint:`` and exits with ``exit_code``. Any exception that is not an :class:`IcreError` is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
 
 
 class IcreError(Exception):
-    """Base of the tree. ``hint`` is one sentence that tells the reader what to do next."""
+    """Base of all errors. ``hint`` is one sentence with the next step for the user."""
 
     exit_code = 1
 
@@ -22,7 +22,7 @@ class IcreError(Exception):
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The keyword argument has to survive the trip from a Ray worker to the driver.
+        # The keyword argument must survive pickling from a Ray worker to the driver.
         return (_rebuild, (type(self), self.message, self.hint))
 
 
@@ -57,7 +57,7 @@ class ProtocolError(UserError):
 
 
 class TrainingError(IcreError):
-    """Training stopped: a loss that is not finite, a worker lost for good, a count that does not add up."""
+    """Training stopped: a loss that is not finite, a worker lost permanently, a count that does not add up."""
 
 
 class NotFiniteError(TrainingError):
@@ -65,6 +65,6 @@ class NotFiniteError(TrainingError):
 
 
 class StoppedError(IcreError):
-    """Asked to stop (SIGTERM) and stopped in order; the same work can go on later. Exit code 143, as shells have it."""
+    """Stopped cleanly on request (SIGTERM); the same work can resume later. Exit code 143, as in shells."""
 
     exit_code = 143

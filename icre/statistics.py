@@ -1,4 +1,4 @@
-"""A metric over several trainings that differ in their seed alone."""
+"""Statistics of a metric over trainings that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Raises ValueError without values."""
+        """Spread of ``values``; raises ValueError when there are none."""
         if not values:
             raise ValueError("no values")
         return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
 
 def paired_p_value(differences: Sequence[float]) -> float | None:
-    """Two-sided p of Student's t-test that paired differences have mean 0: None for fewer than two, or equal ones."""
+    """Two-sided p of Student's t-test for mean 0; None for fewer than two differences or for equal ones."""
     if len(differences) < 2 or float(np.ptp(differences)) < 1e-12:
         return None
-    from scipy import stats  # takes a second to import, and tables without a p-value need none of it
+    from scipy import stats  # takes a second to import and is rarely needed
 
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
@@ -35,7 +35,7 @@ def paired_p_value(differences: Sequence[float]) -> float | None:
 def paired_differences(values: Mapping[int, float], reference: Mapping[int, float]) -> list[float]:
     """``values`` minus ``reference`` for each seed that both have, in the order of the seeds.
 
-    The same seed means the same initial weights of what both share and the same batches, so that the spread of
-    the differences is smaller than that of the values.
+    The same seed gives shared layers the same initial weights and the same batches, so differences spread less than
+    the values.
     """
     return [values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())]

@@ -1,1 +1,1 @@
-"""The method on a cluster: one file a verb, and the rooms that verbs share."""
+"""The method on a cluster: one module per verb, and the packages that verbs share."""

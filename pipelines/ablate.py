@@ -1,4 +1,4 @@
-"""``icre ablate``: one of the method's ablation tables, every variant trained and evaluated over several seeds."""
+"""``icre ablate``: train and evaluate every variant of an ablation table over several seeds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipelines.runtime.command import ConfigFile, DryRun, Overrides, read_recipe
 from pipelines.storage import Storage
 
 Table = Annotated[str, typer.Option("--table", help=f"One of {', '.join(TABLES)}.")]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds of each variant: the recipe's, and those after it.")]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Seeds per variant: the recipe's seed and those after it.")]
 Only = Annotated[
-    list[str] | None, typer.Option("--only", help="A variant's name; may be repeated. None: the whole table.")
+    list[str] | None, typer.Option("--only", help="Name of a variant; may be repeated. Default: the whole table.")
 ]
 
 
@@ -31,11 +31,11 @@ def command(
     seeds: Seeds = 3,
     only: Only = None,
 ) -> None:
-    """Train and evaluate every variant of a table; mean ± standard deviation over seeds, as Markdown and LaTeX.
+    """Train and evaluate every variant of a table; write mean ± standard deviation over seeds as Markdown and LaTeX.
 
-    The tables lambda and rho1 are the sweeps of the paper's Figure 3, which is drawn beside them as sweep.png and .pdf.
+    The tables lambda and rho1 are the sweeps of the paper's Figure 3, which is also drawn as sweep.png and sweep.pdf.
 
-    Runs that are finished are not repeated, and one that was interrupted goes on, so the same command resumes.
+    The same command resumes: finished runs are skipped, and an interrupted run continues.
     """
     recipe = read_recipe(config_file, overrides)
     trials = plan(recipe, table=table, seeds=seeds, only=only or [])

@@ -1,4 +1,4 @@
-"""The console script ``icre``: one subcommand a verb."""
+"""The console script ``icre``: one subcommand per verb."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pipelines.verbs import VERBS, command_of
 
 
 class Verbs(TyperGroup):
-    """The table of verbs. Help and completion list it as it is; a verb that is named is imported."""
+    """The table of verbs. Help and completion list the table itself; only the verb on the command line is imported."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """The real command in the place of the table's line."""
+        """Replace the table's placeholder with the real command."""
         name, line, rest = super().resolve_command(ctx, args)
         return name, command_of(name) if name in VERBS else line, rest
 
@@ -36,11 +36,11 @@ app = new_app(Verbs, "Visible-infrared person re-identification as a training pi
 
 @app.callback()
 def icre(version: Version = False) -> None:
-    """What is no verb's own: --version."""
+    """Options of the program itself: --version."""
 
 
 def _line() -> None:
-    """A verb of the table, never called: :class:`Verbs` puts the real one in its place."""
+    """Placeholder for a verb, never called: :class:`Verbs` substitutes the real command."""
 
 
 for _name, _verb in VERBS.items():

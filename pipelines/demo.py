@@ -1,4 +1,4 @@
-"""``icre demo``: the whole road on synthetic people, in one Ray session."""
+"""``icre demo``: the whole pipeline on synthetic people, in one Ray session."""
 
 from __future__ import annotations
 

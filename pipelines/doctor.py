@@ -1,4 +1,4 @@
-"""``icre doctor``: whether this machine, its storage and a cluster are fit for a run, and what to do if not."""
+"""``icre doctor``: check whether this machine, its storage and a cluster are fit for a run, with hints if not."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pipelines.runtime.session import Demand, ray_session
 from pipelines.storage import Storage
 from pipelines.submit import Address, WorkingDir
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: ok, and every finding.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print `ok` and all findings as JSON.")]
 FromInside = Annotated[
-    bool, typer.Option("--from-inside", hidden=True, help="Part of a job: look at each node of the cluster it runs on.")
+    bool, typer.Option("--from-inside", hidden=True, help="Part of a job: check each node of the cluster it runs on.")
 ]
 _MARK = "icre-doctor-findings: "
 
@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Check this machine, the recipe's storage and, with an address, a cluster and each of its nodes.
 
-    Exit code 1 if a check failed; a warning alone is none.
+    The exit code is 1 if a check failed; warnings alone do not count.
     """
     recipe = read_recipe(config_file, overrides)
     storage = Storage(recipe.storage)
@@ -66,7 +66,7 @@ def command(
 
 
 def _here(recipe: config.Recipe, storage: Storage) -> list[CheckResult]:
-    """Where everything runs on this machine."""
+    """Checks for running everything on this machine."""
     wanted = recipe.train.gpus_per_worker * recipe.train.worker_range[0]
     return [
         *machine.check_machine(machine.read_pins(), gpus=wanted),
@@ -78,13 +78,13 @@ def _here(recipe: config.Recipe, storage: Storage) -> list[CheckResult]:
 
 
 def _client() -> list[CheckResult]:
-    """Where this machine only submits: it needs no GPU, no memory and no key to the storage."""
+    """Checks for a machine that only submits: it needs no GPU, no memory and no storage credentials."""
     here = [machine.python_version(sys.version_info[:3]), *machine.packages(machine.read_pins())]
     return [*here, *reported("token file", "its owner reads it", nodes.token_file)]
 
 
 def _cluster(address: str, recipe: config.Recipe, folder: Path) -> list[CheckResult]:
-    """From outside, by its job server, and if that goes well from inside, by a job."""
+    """Checks of a cluster from outside, through its job server, and if that answers from inside, with a job."""
     found: list[JobServer] = []
 
     def outside() -> Iterator[CheckResult]:

@@ -1,4 +1,4 @@
-"""``icre evaluate``: a checkpoint is ranked on the test identities; the result lands in the run's eval/."""
+"""``icre evaluate``: rank the test identities with a checkpoint; the result is written to the run's eval/."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CheckpointName = Annotated[
 ]
 Protocols = Annotated[
     list[str] | None,
-    typer.Option("--protocol", help="A protocol, see docs/protocols.md; may be repeated. None: evaluation.protocol."),
+    typer.Option("--protocol", help="Protocol, see docs/protocols.md; may be repeated. Default: evaluation.protocol."),
 ]
 
 
@@ -43,9 +43,9 @@ def command(
     checkpoints: CheckpointName = ["best"],  # noqa: B006
     protocols: Protocols = None,
 ) -> None:
-    """Rank the test identities by one protocol or several.
+    """Rank the test identities by one or more protocols.
 
-    The run's own recipe counts, with the overrides on top; --config and storage= only say where the run is.
+    The run's own recipe applies, with the overrides on top; --config and storage= only locate the run.
     """
     asked = read_recipe(config_file, overrides)
     found = open_run(Storage(asked.storage), run)

@@ -1,4 +1,4 @@
-"""``icre data inspect``: whether a prepared data set is whole, what is in it, and what was left out of it."""
+"""``icre data inspect``: verify a prepared data set, and list what it contains and what was left out."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from pipelines.runtime.markdown import markdown_table
 from pipelines.storage import Storage
 
 EXAMPLES = 3
-"""Names shown for each reason."""
+"""Names shown per reason."""
 SHEET_IDENTITIES, SHEET_IMAGES = 8, 4
-"""Identities on a contact sheet, and at most so many images of each in each modality."""
+"""Identities on a contact sheet, and the maximum of images per identity and modality."""
 
-app = new_app(summary="Look into a prepared data set.")
+app = new_app(summary="Inspect a prepared data set.")
 
 
 @app.callback()
 def group() -> None:
-    """Keep ``inspect`` a subcommand: without a function of the group, Typer takes a lone command for all there is."""
+    """Keep ``inspect`` a subcommand: without a callback, Typer makes a lone command the whole application."""
 
 
 @app.command("inspect")
@@ -47,10 +47,10 @@ def command(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     out: Annotated[
-        str | None, typer.Option(metavar="PNG", help="Also write a contact sheet of some identities there.")
+        str | None, typer.Option(metavar="PNG", help="Also write a contact sheet of some identities to this file.")
     ] = None,
 ) -> None:
-    """Verify a prepared data set and print what is in it, as Markdown."""
+    """Verify a prepared data set and print its contents as Markdown."""
     recipe = read_recipe(config_file, overrides)
     if out is not None and not out.lower().endswith(".png"):
         raise UserError(f"--out {out}: a contact sheet is a PNG", hint="give it a name that ends in .png")
@@ -64,7 +64,7 @@ def command(
 
 
 def describe(data: PreparedData) -> str:
-    """Markdown: origin, counts, images of each identity, what is not trained on and what was set aside and why."""
+    """Markdown: origin, counts, images per identity, identities not trained on, and files set aside with reasons."""
     manifest = data.manifest
     rows = data.labels_and_paths.to_pylist()
     records = [Record(pid=r["identity"], modality=r["modality"], camid=r["camera"], path=r["path"]) for r in rows]
@@ -84,9 +84,9 @@ def describe(data: PreparedData) -> str:
 
 
 def group_reasons(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    """Reasons with the names that they hold for, most names first.
+    """Reasons with the names that they apply to, most names first.
 
-    Reasons that differ by numbers and paths alone are one; where they do differ, N stands for a number, … for a path.
+    Reasons that differ only in numbers and paths are merged; N then stands for a number and … for a path.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons.items():
@@ -99,9 +99,9 @@ def group_reasons(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
 
 
 def draw_sheet(data: PreparedData, recipe: config.Recipe) -> bytes:
-    """PNG of a contact sheet; the recipe's seed chooses among the identities that have both modalities.
+    """PNG of a contact sheet; identities that have both modalities are sampled with the recipe's seed.
 
-    Images of their original sizes are shown in the recipe's.
+    Images stored at their original sizes are shown at the recipe's size.
     """
     size = {key: data.manifest[key] or getattr(recipe.data, key) for key in ("height", "width")}
     rows_of: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -167,7 +167,7 @@ def _kind(content: Any) -> tuple[str, tuple[int, int]]:
 
 
 def _span(sizes: Collection[tuple[int, int]]) -> str:
-    """The only size, or the ones of fewest and of most pixels."""
+    """The only size, or the sizes with the fewest and the most pixels."""
     ordered = sorted(sizes, key=lambda size: (math.prod(size), size))
     first, last = (f"{height}x{width}" for height, width in (ordered[0], ordered[-1]))
     return first if first == last else f"{first} to {last}"
@@ -201,7 +201,7 @@ def _sample(identities: Sequence[str], rng: np.random.Generator) -> list[str]:
 
 
 def _one_a_camera(rows: Sequence[int], labels: Sequence[Mapping[str, str]], rng: np.random.Generator) -> list[int]:
-    """Some of one identity's rows, of as many cameras as there are, in the order of the cameras."""
+    """Some of one identity's rows, from as many cameras as possible, in camera order."""
     seen: Counter[str] = Counter()
     turns: list[tuple[int, int, int]] = []
     for row in rng.permutation(rows).tolist():

@@ -1,4 +1,4 @@
-"""``icre prepare``: an image folder becomes a prepared data set in storage."""
+"""``icre prepare``: convert an image folder into a prepared data set in storage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.runtime.console import say
 from pipelines.runtime.progress import progress
 from pipelines.runtime.session import Demand, ray_session
 
-Strict = Annotated[bool, typer.Option("--strict", help="A count that differs from the published one is an error.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Fail if a count differs from the published one.")]
 
 
 def command(
@@ -27,7 +27,7 @@ def command(
     """Turn images into sharded Parquet with a manifest."""
     recipe = read_recipe(config_file, overrides)
     with progress("prepare: listing files"):
-        found = survey(recipe)  # a mistake in the location is found before Ray has started
+        found = survey(recipe)  # reports a wrong location before Ray starts
     if dry_run or strict:
         _report_differences(found, strict=strict)
     if dry_run:

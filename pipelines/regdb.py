@@ -1,4 +1,4 @@
-"""``icre regdb``: one training for each of RegDB's ten fixed splits, and the mean that tables of RegDB report."""
+"""``icre regdb``: one training for each of RegDB's ten fixed splits, and the mean that RegDB tables report."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pipelines.storage import Storage
 
 Trials = Annotated[
     list[int] | None,
-    typer.Option("--trials", help="A split, 1 to 10; may be repeated. None: all ten, as published numbers have it."),
+    typer.Option("--trials", help="A split, 1 to 10; may be repeated. Default: all ten, as in published results."),
 ]
 
 
 def command(
     config_file: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False, trials: Trials = None
 ) -> None:
-    """Prepare, train and evaluate RegDB's splits; a row for each, and mean ± standard deviation, as Markdown.
+    """Prepare, train and evaluate RegDB's splits; print a row per split and mean ± standard deviation as Markdown.
 
-    Runs that are finished are not repeated, and one that was interrupted goes on, so the same command resumes.
+    The same command resumes: finished runs are skipped, and an interrupted run continues.
     """
     recipe = read_recipe(config_file, overrides)
     splits = plan(recipe, trials or TRIALS)

@@ -1,4 +1,4 @@
-"""``icre registry``: which models serve, and what to do by hand about it."""
+"""``icre registry``: show which models serve, and change it by hand."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipelines.runtime.console import say
 from pipelines.runtime.markdown import markdown_table
 from pipelines.storage import Storage
 
-Model = Annotated[str, typer.Argument(help="Its name: that of the recipe.")]
+Model = Annotated[str, typer.Argument(help="Name of the model, which is the recipe's name.")]
 
-app = new_app(summary="Which model serves, its history, and changes by hand.")
+app = new_app(summary="Show which model serves and its history; change it by hand.")
 
 
-@app.command("list", short_help="Print every model with what serves.")
+@app.command("list", short_help="Print every model and what it serves.")
 def list_models(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Print every model with the checkpoint that serves."""
+    """Print every model with its serving checkpoint."""
     storage = _storage(config_file, overrides)
     rows = []
     for name in models(storage):
@@ -31,9 +31,9 @@ def list_models(config_file: ConfigFile = None, overrides: Overrides = None) -> 
     print(markdown_table(["model", "entry", "run", "checkpoint", "since"], rows))
 
 
-@app.command("show", short_help="Print a model's history, check its weights.")
+@app.command("show", short_help="Print a model's history, verify its weights.")
 def show(model: Model, config_file: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Print a model's history, and check that the weights in service are those that were promoted."""
+    """Print a model's history and verify that the serving weights are the promoted ones."""
     registry = Registry(_storage(config_file, overrides), model)
     champion = _champion(registry)
     rows = []
@@ -56,7 +56,7 @@ def promote(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Put a checkpoint in service by hand, whatever a comparison would say."""
+    """Put a checkpoint in service by hand, without a comparison."""
     storage = _storage(config_file, overrides)
     registry = Registry(storage, model)
     after = registry.newest()
@@ -67,7 +67,7 @@ def promote(
 @app.command("rollback", short_help="Serve an earlier model again.")
 def rollback(
     model: Model,
-    to: Annotated[int | None, typer.Option("--to", help="An entry's number. None: what served before.")] = None,
+    to: Annotated[int | None, typer.Option("--to", help="Number of an entry. Default: what served before.")] = None,
     config_file: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
@@ -76,10 +76,10 @@ def rollback(
     _say(registry, registry.rollback(to=to, by=who()))
 
 
-@app.command("freeze", short_help="Begin a new list of frozen test images.")
+@app.command("freeze", short_help="Start a new list of frozen test images.")
 def freeze(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Begin a new list of frozen test images: all of the recipe's prepared test split as it is now."""
-    from pipelines.data.prepared import open_data  # with torch and pyarrow, which the other commands do without
+    """Start a new list of frozen test images: all of the recipe's prepared test split as it is now."""
+    from pipelines.data.prepared import open_data  # imports torch and pyarrow; the other commands need neither
     from pipelines.retraining import images
 
     recipe = read_recipe(config_file, overrides)

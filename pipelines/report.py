@@ -1,4 +1,4 @@
-"""``icre report``: everything a run folder holds, as one HTML file that needs no network."""
+"""``icre report``: the contents of a run folder as one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from pipelines.storage import Storage
 RunNames = Annotated[
     list[str],
     typer.Option(
-        "--run", help="A run in <storage>/runs; latest: the newest. Further ones are compared with the first."
+        "--run", help="A run in <storage>/runs; latest: the newest. Additional runs are compared with the first."
     ),
 ]
 
 WithFigures = Annotated[
-    bool, typer.Option("--figures", help="Write each figure beside the page, too, as PNG and PDF for print.")
+    bool, typer.Option("--figures", help="Also write each figure next to the page, as PNG and PDF for print.")
 ]
 
 
@@ -41,7 +41,7 @@ def command(
     names: RunNames = ["latest"],  # noqa: B006
     with_figures: WithFigures = False,
 ) -> None:
-    """Write report/index.html of the first run, beside any number of others."""
+    """Write report/index.html of the first run, compared with any number of others."""
     recipe = read_recipe(config_file, overrides)
     found = [open_run(Storage(recipe.storage), name) for name in dict.fromkeys(names)]
     if dry_run:
@@ -54,7 +54,7 @@ def command(
 
 
 def write(run: Run, *others: Run, with_figures: bool = False) -> Storage:
-    """Render the report of ``run`` beside ``others``; where it lies.
+    """Render the report of ``run`` compared with ``others``, and return its location.
 
     with_figures: also write each figure as PNG and PDF, which takes longer than the page.
     """
@@ -71,7 +71,7 @@ def write(run: Run, *others: Run, with_figures: bool = False) -> Storage:
         )
     path = report_path(run)
     folder = run.location / "report" / "figures"
-    folder.delete()  # those of an earlier report
+    folder.delete()  # figures of an earlier report
     if with_figures:
         for name, content in plates.files().items():
             (folder / name).write_bytes(content)
@@ -80,7 +80,7 @@ def write(run: Run, *others: Run, with_figures: bool = False) -> Storage:
 
 
 def report_path(run: Run) -> Storage:
-    """Where a run's report lies."""
+    """Location of a run's report."""
     return run.location / "report" / "index.html"
 
 
@@ -101,7 +101,7 @@ def _evaluated(run: Run) -> Sequence[str]:
 
 
 def _pictures(run: Run, others: Sequence[Run], data: PreparedData) -> list[Picture]:
-    """Of the network before training and of every run's best checkpoint, as far as they were evaluated on ``data``."""
+    """Pictures of the untrained network and of every run's best checkpoint, if evaluated on ``data``."""
     wanted = [(run, UNTRAINED, UNTRAINED), (run, BEST, run.name if others else BEST)]
     wanted += [(other, BEST, other.name) for other in others]
     examples = Examples(data, run.recipe)
@@ -126,7 +126,7 @@ def _model(run: Run, checkpoint: str, label: str, examples: Examples) -> Model |
 
 
 def _data_of(run: Run) -> PreparedData | None:
-    """The run's data set; None when it is gone or is no longer the one that was evaluated."""
+    """The run's data set; None if it is gone or is no longer the one that was evaluated."""
     try:
         data = open_data(run.recipe)
     except DataError:

@@ -1,4 +1,4 @@
-"""``icre retrain``: one tick of scheduled retraining; a new model serves only when it is better."""
+"""``icre retrain``: one tick of scheduled retraining; a new model serves only if it is better."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipelines.retraining.tick_metrics import NAMES
 from pipelines.runtime.command import ConfigFile, DryRun, Overrides, read_recipe, run_command
 
 EXIT_CODES: dict[Outcome, int] = {"promoted": 0, "kept": 20, "nothing_new": 21, "busy": 22, "failed": 1}
-"""With ``--exit-code``; without it, all but ``failed`` are 0."""
+"""Exit codes with ``--exit-code``; without it, all but ``failed`` are 0."""
 
 TickName = Annotated[
     str | None,
     typer.Option(
         "--tick",
-        help="Name of the tick, the same when a scheduler repeats it. None: <date>-<time>, or the unfinished one.",
+        help="Name of the tick; a retry uses the same name. Default: the unfinished tick, or <date>-<time>.",
     ),
 ]
 ExitCode = Annotated[
@@ -35,10 +35,10 @@ def command(
     tick: TickName = None,
     exit_code: ExitCode = False,
 ) -> None:
-    """Prepare, train a challenger if there are new images, compare it with the model in service, promote the better.
+    """Prepare, train a challenger if there are new images, and promote it if it beats the model in service.
 
     The last line of the output is the outcome: promoted, kept, nothing new, another tick is running, or failed.
-    A tick that was killed goes on with the next call.
+    The next call resumes a tick that was killed.
     """
     recipe = read_recipe(config_file, overrides)
     if dry_run:
@@ -49,7 +49,7 @@ def command(
         outcome = retrain(recipe, tick)
     except StoppedError:
         raise
-    except IcreError as error:  # in a tick, what is wrong with the data is no mistake of the command line
+    except IcreError as error:  # in a tick, wrong data is not a mistake of the command line
         raise IcreError(error.message, hint=error.hint) from error
     finally:
         print(NAMES[outcome])

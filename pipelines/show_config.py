@@ -1,4 +1,4 @@
-"""``icre config show|schema``: the recipe as it resolves, and every key that it can have."""
+"""``icre config show|schema``: the resolved recipe, and the schema of every key."""
 
 from __future__ import annotations
 

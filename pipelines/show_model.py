@@ -1,4 +1,4 @@
-"""``icre model``: what the network of a recipe costs, and what each component adds."""
+"""``icre model``: the cost of a recipe's network and of each component."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.runtime.command import ConfigFile, Overrides, read_recipe, run_co
 from pipelines.runtime.markdown import markdown_table
 
 SYSU_MM01_CLASSES = 395
-"""Training identities of SYSU-MM01, for which the published networks of the field are sized."""
+"""Training identities of SYSU-MM01; published networks of the field are sized for it."""
 
 _WORDS = {"stem": "stems", "mpfr": "MPFR", "align": "align (X3 for SDCE)", "sdce": "SDCE"}
 _OPTIMIZER_STATE = {"sgd": "SGD's momentum", "adam": "Adam's two moments", "adamw": "Adam's two moments"}
@@ -32,13 +32,13 @@ def command(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     classes: Annotated[
-        int, typer.Option(min=1, help="Training identities, the rows of the classifier; SYSU-MM01 has 395.")
+        int, typer.Option(min=1, help="Training identities (rows of the classifier); SYSU-MM01 has 395.")
     ] = SYSU_MM01_CLASSES,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print exact counts (parameters, MACs, bytes) as JSON.")
     ] = False,
 ) -> None:
-    """Print parameters, MACs and training memory of the network, part by part, and of its ablations."""
+    """Print parameters, MACs and training memory of the network, by component, and of its ablations."""
     recipe = read_recipe(config_file, overrides)
     grid = component_grid(recipe, classes=classes)
     if as_json:
@@ -74,7 +74,7 @@ def as_markdown(recipe: config.Recipe, grid: Grid, *, classes: int) -> str:
 
 
 def as_dict(recipe: config.Recipe, grid: Grid, *, classes: int) -> dict[str, Any]:
-    """The same as exact counts, in plain JSON types; ``networks`` has the totals of the component grid."""
+    """The same values as exact counts in plain JSON types; ``networks`` has the totals of the component grid."""
     own, baseline = _own(recipe, grid), grid[()].total
     return {
         "backbone": recipe.model.backbone,

@@ -1,4 +1,4 @@
-"""``icre submit``: a verb as a job on a Ray cluster, or as a RayJob on Kubernetes; checked before anything is sent."""
+"""``icre submit``: run a verb as a job on a Ray cluster or as a RayJob on Kubernetes, after all checks have passed."""
 
 from __future__ import annotations
 
@@ -21,32 +21,31 @@ from pipelines.runtime.command import new_app, run_app
 from pipelines.runtime.console import say
 
 CONTEXT = {"allow_interspersed_args": False}
-"""What follows the verb is the verb's own."""
+"""Arguments after the verb belong to the verb."""
 
-Verb = Annotated[str | None, typer.Argument(metavar="VERB", help="prepare, train, evaluate, … as in `icre --help`.")]
-Arguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="The verb's own options and overrides.")]
+Verb = Annotated[str | None, typer.Argument(metavar="VERB", help="prepare, train, evaluate, …; see `icre --help`.")]
+Arguments = Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="Options and overrides of the verb.")]
 Address = Annotated[
     str | None,
-    typer.Option("--address", help="http://HEAD:8265. None: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if it is a URL."),
+    typer.Option("--address", help="http://HEAD:8265. Default: RAY_API_SERVER_ADDRESS, or RAY_ADDRESS if a URL."),
 ]
 JobId = Annotated[
     str | None,
-    typer.Option("--id", help="Name of the job; a name is never run twice. None: <verb>-<date>-<time>-<random>."),
+    typer.Option("--id", help="Name of the job; each name runs only once. Default: <verb>-<date>-<time>-<random>."),
 ]
-WorkingDir = Annotated[
-    Path, typer.Option("--working-dir", help="The code that is uploaded, without what .rayignore names.")
-]
+WorkingDir = Annotated[Path, typer.Option("--working-dir", help="Code to upload, except for what .rayignore lists.")]
 Follow = Annotated[
-    bool, typer.Option("--follow/--no-follow", help="Stream the log and end with the job's exit code. Ctrl-C detaches.")
+    bool,
+    typer.Option("--follow/--no-follow", help="Stream the log and exit with the job's code. Ctrl-C detaches."),
 ]
-Attach = Annotated[str | None, typer.Option("--attach", metavar="ID", help="Follow a job that was submitted before.")]
+Attach = Annotated[str | None, typer.Option("--attach", metavar="ID", help="Follow a job that was submitted earlier.")]
 Kubernetes = Annotated[
-    bool, typer.Option("--kubernetes", help="`kubectl create` a RayJob with a cluster of its own, see docs/cluster.md.")
+    bool, typer.Option("--kubernetes", help="`kubectl create` a RayJob with its own cluster, see docs/cluster.md.")
 ]
 Overlay = Annotated[
-    Path | None, typer.Option("--overlay", help=f"With --kubernetes: the kustomization. None: {manifest.BASE}.")
+    Path | None, typer.Option("--overlay", help=f"With --kubernetes: the kustomization. Default: {manifest.BASE}.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Make all checks, print what would be sent. Send nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Run all checks and print what would be sent. Send nothing.")]
 
 
 def command(
@@ -136,7 +135,7 @@ def _on_kubernetes(work: Work, name: str, folder: Path, overlay: Path | None, *,
 
 
 def _checked_name(name: str | None, *, kubernetes: bool) -> str | None:
-    # 47 characters: KubeRay makes the names of services and pods from a RayJob's.
+    # 47 characters: KubeRay derives the names of services and pods from a RayJob's.
     shape, rule = (
         (r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", "lower-case letters, digits and '-', 47 at most, a letter first")
         if kubernetes

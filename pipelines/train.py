@@ -1,4 +1,4 @@
-"""``icre train``: a prepared data set becomes a trained network in a run folder, on Ray Train."""
+"""``icre train``: train a network on a prepared data set with Ray Train, into a run folder."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ Resume = Annotated[
     str,
     typer.Option(
         "--resume",
-        help="never: a new run. auto: the newest unfinished run of this recipe (or --run) goes on, else a new one. "
-        "Or the name of the run that goes on, by its own recipe.",
+        help="never: start a new run. auto: resume the newest unfinished run of this recipe (or --run), else start a "
+        "new one. Or the name of a run to resume with its own recipe.",
     ),
 ]
 FromTrial = Annotated[
@@ -44,11 +44,11 @@ FromTrial = Annotated[
     typer.Option(
         "--from-trial",
         metavar="RUN",
-        help="Train by the recipe of this run, such as a sweep's trial, from where it started: on the same hardware to "
-        "the last digit. Overrides change it.",
+        help="Repeat the training of this run, such as a sweep's trial, from its start with its recipe. On the same "
+        "hardware it is identical to the last digit. Overrides change the recipe.",
     ),
 ]
-NewRun = Annotated[str | None, typer.Option("--run", help="Name of the new run. None: <name>-<date>-<time>.")]
+NewRun = Annotated[str | None, typer.Option("--run", help="Name of the new run. Default: <name>-<date>-<time>.")]
 
 
 def command(
@@ -60,7 +60,7 @@ def command(
     from_trial: FromTrial = None,
     verbose: Verbose = False,
 ) -> None:
-    """Train on a prepared data set; checkpoints and metrics land in the run folder."""
+    """Train on a prepared data set; checkpoints and metrics are written to the run folder."""
     recipe = read_recipe(config_file, overrides)
     if verbose:
         say(recipe.to_yaml())
@@ -89,7 +89,7 @@ def repeat(
     *,
     dry_run: bool,
 ) -> None:
-    """Train once more what the run ``trial`` was trained by. Raises UserError for options that say otherwise."""
+    """Repeat the training of the run ``trial``. Raises UserError for options that contradict it."""
     if config_file is not None or resume != "never":
         raise UserError(
             f"--from-trial {trial} with --config or --resume: the run has its recipe, and the new one starts as it did",
@@ -111,7 +111,7 @@ def repeat(
 
 
 def differing_software(manifest: Mapping[str, Any]) -> list[str]:
-    """Packages, processor and GPUs that are not those of the run with this manifest, in words."""
+    """Differences in packages, processor and GPUs from the run with this manifest, as text."""
     here = {"torch": metadata.version("torch"), **hardware()}
     there = {"torch": manifest["packages"]["torch"], **manifest["hardware"]}
     return [f"{key} is {here[key]!r}, it was {there[key]!r}" for key in here if here[key] != there.get(key)]
@@ -125,7 +125,7 @@ def _train(started: Run) -> None:
 
 
 def plan(recipe: config.Recipe, name: str | None) -> str:
-    """What ``train`` would do: the recipe, the counts, the steps, the paths."""
+    """Text of what ``train`` would do: recipe, counts, steps and paths."""
     data = open_data(recipe)
     steps = steps_per_epoch(recipe, data)
     run = runs_of(Storage(recipe.storage)) / (name or f"{recipe.name}-<date>-<time>")

@@ -1,4 +1,4 @@
-"""``icre tune``: many trainings over a search space, side by side on a cluster; the best recipe comes out."""
+"""``icre tune``: many trainings over a search space, in parallel on a cluster, to find the best recipe."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pipelines.runtime.command import ConfigFile, DryRun, Overrides, RunByDefaul
 from pipelines.runtime.console import say
 from pipelines.storage import Storage
 
-app = new_app(RunByDefault, summary="Train over a search space; how far such a sweep is.")
+app = new_app(RunByDefault, summary="Train over a search space; show a sweep's progress.")
 
-SweepName = Annotated[str | None, typer.Option("--sweep", help="Name of the sweep. None: <name>-<tune.method>.")]
+SweepName = Annotated[str | None, typer.Option("--sweep", help="Name of the sweep. Default: <name>-<tune.method>.")]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Trainings that failed go on from their last checkpoint, too.")
+    bool, typer.Option("--retry-failed", help="Also resume failed trainings from their last checkpoint.")
 ]
 
 
-@app.command("run", short_help="Train over the space; `run` may be left out.")
+@app.command("run", short_help="Train over the space; `run` can be omitted.")
 def command(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
@@ -29,10 +29,10 @@ def command(
     sweep_name: SweepName = None,
     retry_failed: RetryFailed = False,
 ) -> None:
-    """Train every point of tune.space, or those that a searcher chooses; table, pictures and the best recipe.
+    """Train every point of tune.space, or those that a searcher chooses; write a table, figures and the best recipe.
 
-    The same command goes on with a sweep that was interrupted. The validation identities choose; the test identities
-    are looked at once, by the chosen one.
+    The same command resumes an interrupted sweep. Trials are compared on validation identities; only the best is
+    evaluated, once, on the test identities.
     """
     from pipelines.experiments import tuning
 
@@ -40,12 +40,12 @@ def command(
     tuning.tune(recipe, sweep_name, dry_run=dry_run, retry_failed=retry_failed)
 
 
-@app.command("status", short_help="Print how far a sweep is.")
+@app.command("status", short_help="Print a sweep's progress.")
 def status(
     name: Annotated[str, typer.Argument(metavar="SWEEP", help="Name of the sweep.")],
-    storage: Annotated[str, typer.Option("--storage", help="As the recipe's.")] = "storage",
+    storage: Annotated[str, typer.Option("--storage", help="Storage location, as in the recipe.")] = "storage",
 ) -> None:
-    """How far a sweep is, while it runs and afterwards; from the run folders, so no cluster is needed."""
+    """Print a sweep's progress, during or after it. Reads the run folders; no cluster is needed."""
     sweep, definition = open_sweep(Storage(storage), name)
     outcomes = outcomes_of(sweep)
     if (last := (Storage(sweep.location) / STATUS).read_json(default=None)) is not None:
@@ -55,7 +55,7 @@ def status(
 
 
 def main() -> None:
-    """``python -m pipelines.tune``: as ``icre tune``."""
+    """``python -m pipelines.tune``: the same as ``icre tune``."""
     run_app(app)
 
 

@@ -1,6 +1,6 @@
-"""The verbs of the command line: what each does, in a line, and the module that runs it.
+"""The verbs of the command line, each with a one-line summary and the module that runs it.
 
-A verb's module is imported when the verb is called, not before: most need torch and Ray, which take seconds to import.
+A verb's module is imported only when the verb is called: most need torch and Ray, which take seconds to import.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pipelines.runtime.command import app_of
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb. Its module has an ``app``, if it has subcommands or settings of its own, or else a ``command``."""
+    """One verb. Its module has an ``app`` if it has subcommands or its own settings, otherwise a ``command``."""
 
     module: str
     summary: str
-    """45 characters at most, so that `icre --help` shows it whole on 80 columns."""
+    """At most 45 characters, so that `icre --help` shows it whole on 80 columns."""
     is_job: bool = True
     """Whether `icre submit` can run it on a cluster."""
 
 
 VERBS = {
-    "demo": Verb("pipelines.demo", "Go the whole road on synthetic people."),
+    "demo": Verb("pipelines.demo", "Run the whole pipeline on synthetic people."),
     "synthesize": Verb("pipelines.synthesize", "Render synthetic people as an image folder."),
     "prepare": Verb("pipelines.prepare", "Turn images into sharded Parquet."),
     "train": Verb("pipelines.train", "Train on a prepared data set."),
@@ -41,7 +41,7 @@ VERBS = {
     "registry": Verb("pipelines.registry", "Show or change which model serves.", is_job=False),
     "tune": Verb("pipelines.tune", "Train over a search space."),
     "config": Verb("pipelines.show_config", "Show the resolved recipe, or its schema.", is_job=False),
-    "data": Verb("pipelines.inspect_data", "Look into a prepared data set.", is_job=False),
+    "data": Verb("pipelines.inspect_data", "Inspect a prepared data set.", is_job=False),
 }
 
 

@@ -1,1 +1,1 @@
-"""ICRE on Kubernetes: manifests for the KubeRay operator, the image, and the step that starts a scheduled job."""
+"""ICRE on Kubernetes: manifests for the KubeRay operator, the image, and the start of scheduled jobs."""

@@ -1,9 +1,9 @@
-"""The step of the schedule: a suspended RayJob is copied under a name of its own, and the copy started.
+"""Start a scheduled job: copy a suspended RayJob under a new name and start the copy.
 
     python -m cluster.kuberay.start_job --template icre-retrain --name icre-retrain-29387654
 
-It runs in a pod whose service account may read the template, list RayJobs and create one. A name that is there already
-is the same step run twice, and a copy that has not ended yet is waited for by the next schedule: both are no failure.
+Runs in a pod whose service account may read the template, list RayJobs and create one. Neither an existing name (the
+same step ran twice) nor an unfinished earlier copy (the next schedule tries again) is an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TIMEOUT_S = 30.0
 
 
 class KubernetesError(IcreError):
-    """The Kubernetes API refused a request, or did not answer."""
+    """The Kubernetes API rejected a request or did not respond."""
 
     def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
         super().__init__(message, hint=hint)
@@ -40,7 +40,7 @@ class KubernetesError(IcreError):
 
 @dataclass(frozen=True)
 class Api:
-    """The RayJobs of one namespace, by the Kubernetes API at ``url``."""
+    """The RayJobs of one namespace in the Kubernetes API at ``url``."""
 
     url: str
     namespace: str
@@ -49,7 +49,7 @@ class Api:
 
     @classmethod
     def of_this_pod(cls, account: Path = ACCOUNT) -> Api:
-        """By the service account that Kubernetes mounts."""
+        """The API with the service account that Kubernetes mounts."""
         if not (account / "token").is_file():
             raise KubernetesError(f"no {account}/token: not in a pod", hint="see cluster/kuberay/base/schedule.yaml")
         host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
@@ -61,7 +61,7 @@ class Api:
         )
 
     def request(self, method: str, path: str = "", *, body: Any = None) -> Any:
-        """The JSON answer for a path below the namespace's RayJobs."""
+        """The JSON response for a path below the namespace's RayJobs."""
         url = f"{self.url}/apis/ray.io/v1/namespaces/{self.namespace}/rayjobs{path}"
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body).encode()
@@ -80,7 +80,7 @@ class Api:
 
 
 def start(api: Api, *, template: str, name: str) -> str:
-    """Start the copy ``name`` of ``template``, unless it is there or one before still runs; in words, what was done."""
+    """Start the copy ``name`` of ``template``, unless it exists or an earlier one is running; returns a message."""
     selector = urllib.parse.quote(f"{LABEL}={template}")
     if running := _running(api.request("GET", f"?labelSelector={selector}")["items"]):
         return f"{', '.join(running)} still runs: nothing started"
@@ -94,7 +94,7 @@ def start(api: Api, *, template: str, name: str) -> str:
 
 
 def copy_of(template: dict[str, Any], *, name: str) -> dict[str, Any]:
-    """The RayJob to create: the template's spec, not suspended, under its own name."""
+    """The RayJob to create: the template's spec, not suspended, with its own name."""
     labels = {key: value for key, value in template["metadata"].get("labels", {}).items() if key != "icre/template"}
     return {
         "apiVersion": template["apiVersion"],

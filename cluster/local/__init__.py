@@ -1,1 +1,1 @@
-"""What a cluster needs, on one machine."""
+"""A Ray cluster and an object store on one machine."""

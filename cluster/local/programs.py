@@ -1,4 +1,4 @@
-"""Programs that run beside this one: waited for until they are ready, and gone when this one is, however it ended."""
+"""Child programs of this process: started until ready, and always ended with it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from icre.errors import IcreError, UserError
 START_TIMEOUT_S = 60.0
 _POLL_S = 0.1
 _LOG_LINES = 15
-# Below the range from which Linux takes the ports of outgoing connections: a restart finds its ports free.
+# Below Linux's range for ports of outgoing connections, so a restart finds its ports free.
 _PORTS = range(20_000, 32_000)
-# Linux takes the *thread* that started a program for its parent. This one lives as long as the process, others may not.
+# Linux treats the *thread* that started a program as its parent. This thread lives as long as the process.
 _STARTER = ThreadPoolExecutor(1, thread_name_prefix="starter-of-programs")
-# Asks Linux for SIGKILL when the parent is gone, then becomes the program. Not `preexec_fn`, which forks a process that
-# may have threads. PR_SET_PDEATHSIG is 1; the parent may have gone before it was asked for.
+# Requests SIGKILL on the parent's death (PR_SET_PDEATHSIG is 1), then executes the program. Not `preexec_fn`, which
+# forks a process that may have threads. The parent may have died before the request.
 _WITH_PARENT = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -44,9 +44,9 @@ end_all(sys.argv[1], sys.argv[2], pathlib.Path(sys.argv[3]))
 
 
 class Program:
-    """One program with a log. It dies with this process, on Linux also when that is killed by SIGKILL.
+    """One program with a log. It dies with this process; on Linux also if this process is killed by SIGKILL.
 
-    ``label`` names it in errors; ``guarded``: a :class:`Guard` sees to it that it dies.
+    ``label`` names it in errors; ``guarded``: a :class:`Guard` ends it instead.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class Program:
 
     @property
     def pid(self) -> int | None:
-        """Its process id, None while it is down."""
+        """The process id, or None while not running."""
         return None if self._process is None else self._process.pid
 
     @property
     def said(self) -> str:
-        """All of its standard output and error so far."""
+        """All standard output and error so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def start(self, is_ready: Callable[[], bool], *, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Run it, in the folder of its log, and return when ``is_ready``.
+        """Run the program in its log's folder, and return when ``is_ready``.
 
-        Raises IcreError with the end of its log if it ends early or is not ready in time; it is not running then.
+        Raises IcreError with the end of the log if it ends early or is not ready in time; it is not running then.
         """
         with self.log.open("ab") as log:
             self._process = _STARTER.submit(
@@ -87,7 +87,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for this process, which then ends its programs
+                start_new_session=True,  # only this process receives Ctrl-C, and ends its programs
             ).result()
         deadline = time.monotonic() + timeout_s
         while not is_ready():
@@ -99,21 +99,21 @@ class Program:
             time.sleep(_POLL_S)
 
     def ask_to_end(self) -> None:
-        """SIGTERM, without waiting. No effect if it is down."""
+        """Send SIGTERM without waiting. No effect if not running."""
         if self._process is not None and not self._has_ended():
             self._process.terminate()
 
     def kill(self, *, patience_s: float = 0.0) -> int | None:
-        """Let it end by itself for ``patience_s``, then SIGKILL for its process group, and so for what it left behind.
+        """Wait ``patience_s`` for the program to end, then send SIGKILL to its process group and remaining children.
 
-        Returns its exit code, None if it was down.
+        Returns the exit code, or None if it was not running.
         """
         if self._process is None:
             return None
         deadline = time.monotonic() + patience_s
         while not self._has_ended() and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        os.killpg(self._process.pid, signal.SIGKILL)  # not waited for yet, so its id is not a stranger's
+        os.killpg(self._process.pid, signal.SIGKILL)  # not reaped yet, so the id cannot be reused
         code = self._process.wait()
         self._process = None
         return code
@@ -124,28 +124,28 @@ class Program:
 
 
 class Guard:
-    """A process that waits for this one's end, and then ends what was started with ``variable=value``.
+    """A process that waits until this one ends, and then ends all processes started with ``variable=value``.
 
-    For a program whose children outlive it for a while, as Ray's agents do a raylet that was killed, and are not told
-    from others' then: the guard finds the whole family alive. It also removes ``folder``.
+    For programs whose children briefly outlive them, like Ray's agents after a killed raylet, and are then
+    indistinguishable from others: the guard identifies the family while it is alive. It also removes ``folder``.
     """
 
     def __init__(self, variable: str, value: str, folder: Path) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _GUARD, variable, value, str(folder)],
             cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,  # its other end closes with this process, whatever ended that
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends
             start_new_session=True,
         )
 
     def dismiss(self) -> None:
-        """End it, with nothing done."""
+        """End the guard without any action."""
         self._process.kill()
         self._process.communicate()
 
 
 def end_all(variable: str, value: str, folder: Path) -> None:
-    """SIGKILL for all processes with ``variable=value`` until none comes up any more, then remove ``folder``."""
+    """Send SIGKILL to all processes with ``variable=value`` until none appears, then remove ``folder``."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while (pids := processes_with(variable, value)) and time.monotonic() < deadline:
         kill_all(pids)
@@ -154,12 +154,12 @@ def end_all(variable: str, value: str, folder: Path) -> None:
 
 
 def serve(parser: ArgumentParser, start: Callable[[ExitStack], None]) -> None:
-    """What a command does that runs programs: ``start`` them, wait for Ctrl-C, and end them.
+    """Main loop of commands that run programs: ``start`` them, wait for Ctrl-C, end them.
 
-    Errors for users are printed as ``icre`` prints them, and the process exits.
+    User errors are printed as in ``icre``, and the process exits.
     """
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)  # clean up on `kill` and when the terminal closes, too
+        signal.signal(ending, signal.default_int_handler)  # also clean up on `kill` and when the terminal closes
     try:
         with ExitStack() as running:
             start(running)
@@ -172,7 +172,7 @@ def serve(parser: ArgumentParser, start: Callable[[ExitStack], None]) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports on which nobody listens now, on no address of this machine."""
+    """TCP ports that are currently unused on all addresses of this machine."""
     found = list[int]()
     for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
         if len(found) == count:
@@ -185,7 +185,7 @@ def free_ports(count: int) -> list[int]:
 def is_free(port: int) -> bool:
     """Whether a server could listen on ``port`` on all addresses of this machine."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports of connections that are over are free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports of closed connections are free
         try:
             probe.bind(("", port))
         except OSError:
@@ -194,7 +194,7 @@ def is_free(port: int) -> bool:
 
 
 def check_port(port: int, *, option: str) -> int:
-    """``port``, which ``option`` asks for. Raises UserError if it is none or somebody listens there."""
+    """``port``, as given with ``option``. Raises UserError if it is invalid or in use."""
     if not 1024 <= port <= 65535:
         raise UserError(f"{option} {port}: not a port for everybody", hint="take one from 1024 to 65535")
     if not is_free(port):
@@ -203,10 +203,10 @@ def check_port(port: int, *, option: str) -> int:
 
 
 def processes_with(variable: str, value: str) -> list[int]:
-    """Ids of this machine's processes that were started with ``variable=value``, and of what they have started.
+    """Ids of this machine's processes started with ``variable=value``, and of their descendants.
 
-    Those too because a process that gives itself another name may write it over its variables. Only processes that may
-    be looked at are found.
+    Descendants are included because a process that renames itself may overwrite its environment. Only processes that
+    may be inspected are found.
     """
     wanted = f"{variable}={value}".encode()
     parents = {int(entry.name): _parent_of(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
@@ -217,14 +217,14 @@ def processes_with(variable: str, value: str) -> list[int]:
 
 
 def variable_of(pid: int, variable: str) -> str | None:
-    """The value of ``variable`` that a process was started with; None without one, or without the process."""
+    """The value of ``variable`` a process was started with; None without the variable or the process."""
     begin = f"{variable}=".encode()
     lines = (line for line in _environment_of(Path(f"/proc/{pid}")) if line.startswith(begin))
     return next((line.removeprefix(begin).decode(errors="replace") for line in lines), None)
 
 
 def kill_all(pids: Iterable[int]) -> None:
-    """SIGKILL for each that still runs."""
+    """Send SIGKILL to each process that is still running."""
     for pid in pids:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -234,13 +234,13 @@ def kill_all(pids: Iterable[int]) -> None:
 
 def _parent_of(process: Path) -> int | None:
     try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[1])  # a name may hold blanks
-    except OSError:  # over
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])  # names may contain blanks
+    except OSError:  # ended
         return None
 
 
 def _environment_of(process: Path) -> list[bytes]:
     try:
         return (process / "environ").read_bytes().split(b"\0")
-    except OSError:  # over, or somebody else's
+    except OSError:  # ended, or owned by another user
         return []

@@ -1,9 +1,9 @@
-"""A real Ray cluster on this machine: a head and further nodes, each a ``ray start --block`` with its own address.
+"""A real Ray cluster on this machine: a head and other nodes, each a ``ray start --block`` with its own address.
 
-The nodes have the loopback addresses 127.0.0.2, 127.0.0.3, ...: Ray takes them for machines, so what it decides by
-address (where the ranks are, whom to ask for metrics, what is lost with a node) is as it is in a cluster.
+The nodes use the loopback addresses 127.0.0.2, 127.0.0.3, ... Ray treats them as separate machines, so everything
+decided by address (placement of ranks, metrics endpoints, losses with a node) behaves as in a real cluster.
 
-Ray's own ports listen on all addresses of the machine, whatever it is told; so the cluster wants a token.
+Ray's ports listen on all addresses of the machine and cannot be restricted, so the cluster requires a token.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from cluster.local.programs import Guard, Program, check_port, free_ports, kill_
 from icre.errors import IcreError, UserError
 
 MARK, CLUSTER_MARK = "ICRE_LOCAL_NODE", "ICRE_LOCAL_CLUSTER"
-"""The variables that the processes of a node, and of all of them, are known by."""
+"""Environment variables that mark the processes of one node, and of the whole cluster."""
 OBJECT_STORE_BYTES = 200_000_000
 NODE_BYTES = 600_000_000
-"""Memory that one node takes: its object store, raylet, agents and one idle worker."""
+"""Memory of one node: its object store, raylet, agents and one idle worker."""
 MAX_NODES = 250
 _END_S = 10.0
-# Workers have the id on their command lines, too.
+# Workers also have the id on their command lines.
 _RAYLET = re.compile(rb"/raylet\0.*--node[-_]id=([0-9a-f]{56})", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node that was started. ``address``: its IP address; ``mark``: the value of :data:`MARK`."""
+    """A started node. ``address``: its IP address; ``mark``: the value of :data:`MARK`."""
 
     number: int
     address: str
@@ -48,12 +48,12 @@ class Node:
 
     @property
     def pids(self) -> list[int]:
-        """Its processes, with those of the jobs and workers that run on it."""
+        """Process ids of the node, including its jobs and workers."""
         return processes_with(MARK, self.mark)
 
     @property
     def raylet(self) -> int:
-        """The process id of its raylet. Raises IcreError if none runs."""
+        """Process id of the node's raylet. Raises IcreError if none is running."""
         for pid in self.pids:
             if _RAYLET.search(_command_line(pid)):
                 return pid
@@ -61,20 +61,20 @@ class Node:
 
     @property
     def ray_id(self) -> str:
-        """Ray's id of it, in hexadecimal. Raises IcreError if no raylet runs."""
+        """Ray's hexadecimal id of the node. Raises IcreError if no raylet is running."""
         found = _RAYLET.search(_command_line(self.raylet))
         return found[1].decode() if found else ""
 
 
 class LocalCluster:
-    """A head, which is node 0, and ``nodes - 1`` others, for the length of a ``with`` block.
+    """A head, which is node 0, and ``nodes - 1`` others, for the duration of a ``with`` block.
 
-    cpus: logical CPUs of each, ``head_cpus`` of the head if it differs; object store: 200 MB each. environment: added
-    to that of all their processes, hence of workers and jobs. port, dashboard_port: of the head; None finds free ones.
-    Leaving the block ends all processes by their ids.
+    cpus: logical CPUs per node; head_cpus: those of the head, if different. Object stores have 200 MB each.
+    environment: added to that of all processes, hence of workers and jobs. port, dashboard_port: ports of the head;
+    None selects free ones. Leaving the block ends all processes by their ids.
 
-    Raises UserError for a port that is in use or more nodes than there is memory for, and IcreError, with the end of
-    its log, for a node that does not come up.
+    Raises UserError for a port in use or too little memory for the nodes, and IcreError, with the end of its log, for a
+    node that does not start.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class LocalCluster:
             next(free) if dashboard_port is None else check_port(dashboard_port, option="--dashboard-port")
         )
         self._client_port, *metrics_ports = free
-        # Of its own these are the same for all clusters, and Prometheus would ask this one's head and hear another's.
+        # By default all clusters share these ports, and Prometheus would scrape another cluster's head.
         names = ("AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
         self._metrics_ports = {name: str(port) for name, port in zip(names, metrics_ports, strict=False)}
         self._first = [cpus if head_cpus is None else head_cpus, *[cpus] * (nodes - 1)]
@@ -108,21 +108,21 @@ class LocalCluster:
 
     @property
     def address(self) -> str:
-        """For RAY_ADDRESS."""
+        """Value of RAY_ADDRESS."""
         return f"{self._address_of(0)}:{self._port}"
 
     @property
     def dashboard_url(self) -> str:
-        """Of the dashboard and the job server."""
+        """URL of the dashboard and the job server."""
         return f"http://127.0.0.1:{self._dashboard_port}"
 
     @property
     def discovery(self) -> Path:
-        """The file in which Ray lists its metrics agents for Prometheus; it comes up some seconds after the nodes."""
+        """Ray's list of its metrics agents for Prometheus; it appears some seconds after the nodes start."""
         return self.folder / "prom_metrics_service_discovery.json"
 
     def environment(self) -> dict[str, str]:
-        """The variables by which drivers, ``icre`` and ``ray`` find the cluster and may use it."""
+        """Environment variables with which drivers, ``icre`` and ``ray`` find and access the cluster."""
         return {
             "RAY_ADDRESS": self.address,
             "RAY_API_SERVER_ADDRESS": self.dashboard_url,
@@ -149,7 +149,7 @@ class LocalCluster:
         self._remove()
 
     def add_node(self, *, cpus: int | None = None) -> int:
-        """Start one more node, and wait until it is part of the cluster; its number, which is never used again."""
+        """Start another node and wait until it has joined; returns its number, which is never reused."""
         number, cpus = self._started, self._cpus if cpus is None else cpus
         self._started += 1
         mark = f"{self._id}-{number}"
@@ -162,18 +162,18 @@ class LocalCluster:
             guarded=True,
         )
         node = Node(number, self._address_of(number), cpus, mark, program)
-        self.nodes[number] = node  # so that it is ended whatever happens
+        self.nodes[number] = node  # registered first, so it is always ended
         program.start(lambda: "block forever" in program.said and (number > 0 or self._answers()))
         return number
 
     def kill_node(self, number: int) -> None:
-        """What a power failure does to a node: SIGKILL for all it runs, at once. Raises UserError for the head."""
+        """Simulate a power failure: SIGKILL for all of a node's processes at once. Raises UserError for the head."""
         if number == 0:
             raise UserError("node 0 is the head: without it there is no cluster", hint="kill one of the others")
         self._end(self._node(number))
 
     def node_of(self, pid: int) -> int:
-        """The number of the node that a process runs on. Raises UserError for a process of none."""
+        """The number of the node a process runs on. Raises UserError for a process outside the cluster."""
         for node in self.nodes.values():
             if variable_of(pid, MARK) == node.mark or pid in node.pids:
                 return node.number
@@ -204,13 +204,13 @@ class LocalCluster:
             "num-cpus": cpus,
             "object-store-memory": OBJECT_STORE_BYTES,
             "dashboard-agent-listen-port": 0,
-            # As the system gives them: the default range is the same for all nodes, which share a machine.
+            # Ports from the system: Ray's default range would be shared by all nodes on this machine.
             "min-worker-port": 0,
             "max-worker-port": 0,
         }
         if number > 0:
-            # On machines of their own nodes share no files; with one folder for all, a node that unpacks the code of a
-            # job takes it away from under the processes of the others.
+            # Real nodes share no files: with a common folder, a node that unpacks a job's code removes it under the
+            # processes of the others.
             options |= {"address": self.address, "temp-dir": self.folder / f"{number}"}
         else:
             options |= {
@@ -224,7 +224,7 @@ class LocalCluster:
         return [*head, *(f"--{name}={value}" for name, value in options.items())]
 
     def _answers(self) -> bool:
-        """Whether the job server does."""
+        """Whether the job server responds."""
         headers = {"Authorization": f"Bearer {self._token.read_text()}"}
         try:
             with urllib.request.urlopen(urllib.request.Request(f"{self.dashboard_url}/api/jobs/", headers=headers)):
@@ -233,7 +233,7 @@ class LocalCluster:
             return False
 
     def _end(self, *nodes: Node) -> None:
-        """No process of ``nodes`` is left; a raylet that sees the others die may start one more."""
+        """End all processes of ``nodes``; a raylet may start another one while the others die."""
         deadline = time.monotonic() + _END_S
         while (pids := [pid for node in nodes for pid in node.pids]) and time.monotonic() < deadline:
             kill_all(pids)
@@ -249,14 +249,14 @@ class LocalCluster:
         for node in self.nodes.values():
             node.program.kill(patience_s=_END_S)
         self._end(*self.nodes.values())
-        shutil.rmtree(self.folder, ignore_errors=True)  # a file may still go while it is listed
+        shutil.rmtree(self.folder, ignore_errors=True)  # a file may disappear while being listed
         self._guard.dismiss()
 
 
 def _command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:  # over
+    except OSError:  # ended
         return b""
 
 

@@ -1,1 +1,1 @@
-"""What to watch of ICRE: Prometheus' configuration and alerts, Grafana's dashboard. See docs/monitoring.md."""
+"""Monitoring of ICRE: Prometheus configuration and alerts, and a Grafana dashboard. See docs/monitoring.md."""

@@ -2,7 +2,7 @@
 
     python -m cluster.monitoring --ray-folder /tmp/ray
 
-prints where both are, and what to put into a recipe. Everything listens on loopback alone.
+prints both URLs and the matching recipe settings. All ports listen on loopback only.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def main() -> None:
     parser.add_argument(
         "--ray-folder", type=Path, default=Path("/tmp/ray"), help="Ray's --temp-dir on the head (default: /tmp/ray)"
     )
-    parser.add_argument("--port", type=int, default=9090, help="Prometheus (default: 9090; 0: a free one)")
+    parser.add_argument("--port", type=int, default=9090, help="port of Prometheus (default: 9090; 0: a free one)")
     parser.add_argument(
-        "--pushgateway-port", type=int, default=9091, help="the Pushgateway (default: 9091; 0: a free one)"
+        "--pushgateway-port", type=int, default=9091, help="port of the Pushgateway (default: 9091; 0: a free one)"
     )
     options = parser.parse_args()
 

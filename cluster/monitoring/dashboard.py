@@ -1,8 +1,8 @@
-"""Grafana's dashboard for ICRE, as the JSON that Grafana imports.
+"""Grafana dashboard for ICRE, as JSON for Grafana's import.
 
     python -m cluster.monitoring.dashboard > icre.json
 
-Its variables choose the source of data and the runs. The dashboards that Ray brings itself have the same schema.
+Dashboard variables select the data source and the runs. Ray's own dashboards use the same schema.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-SCHEMA = 27  # as Ray 2.60's own; newer Grafanas migrate it when they load it
+SCHEMA = 27  # as in Ray 2.60; newer Grafana versions migrate it on load
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _WIDTH, _HEIGHT, _ALL = 8, 7, 24
 _OF_RUN = '{run=~"$run"}'
@@ -20,7 +20,7 @@ _OF_RUN = '{run=~"$run"}'
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture. ``queries``: legend to PromQL; ``unit``: Grafana's name of it; ``help`` is shown at its corner."""
+    """One panel. ``queries``: legend to PromQL; ``unit``: Grafana's unit name; ``help``: the panel's tooltip."""
 
     title: str
     queries: Mapping[str, str]
@@ -30,7 +30,7 @@ class Panel:
 
 
 def _newest(metric: str, *, by: str = "run") -> str:
-    """A live gauge whoever reports it: a worker that takes another's place has a series of its own."""
+    """A live gauge regardless of the reporting process: a replacement worker has its own series."""
     return f"max by ({by}) (ray_{metric}{_OF_RUN})"
 
 
@@ -40,7 +40,7 @@ def _age(metric: str, by: str) -> str:
 
 ROWS: Mapping[str, Sequence[Panel]] = {
     "Training": (
-        Panel("Loss", {"{{run}} {{term}}": _newest("icre_train_loss", by="run, term")}, help="By term; loss is all."),
+        Panel("Loss", {"{{run}} {{term}}": _newest("icre_train_loss", by="run, term")}, help="By term; loss: total."),
         Panel(
             "Validation",
             {
@@ -50,7 +50,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "percentunit",
             "On training identities that were held out.",
         ),
-        Panel("Images per second", {"{{run}}": _newest("icre_train_images_per_second")}, help="Of all workers."),
+        Panel("Images per second", {"{{run}}": _newest("icre_train_images_per_second")}, help="Sum over all workers."),
         Panel("Learning rate", {"{{run}}": _newest("icre_train_learning_rate")}),
         Panel("Epoch", {"{{run}}": _newest("icre_train_epoch")}, kind="stat"),
         Panel(
@@ -59,7 +59,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
                 "{{run}} restarts": f"max by (run) (last_over_time(ray_icre_train_restarts_total{_OF_RUN}[1d]))",
                 "{{run}} not finite": _newest("icre_train_skipped_steps"),
             },
-            help="Times that training went on from a checkpoint; steps whose loss or gradient was not finite.",
+            help="Resumptions from a checkpoint; steps whose loss or gradient was not finite.",
         ),
     ),
     "Data feed": (
@@ -140,7 +140,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
             "percentunit",
         ),
         Panel(
-            "CPUs asked for", {"{{State}}": 'sum by (State) (ray_resources{Name="CPU"})'}, help="As Ray counts them."
+            "CPUs asked for", {"{{State}}": 'sum by (State) (ray_resources{Name="CPU"})'}, help="As reported by Ray."
         ),
         Panel(
             "Alerts that fire",
@@ -152,7 +152,7 @@ ROWS: Mapping[str, Sequence[Panel]] = {
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole, as Grafana's JSON model has it."""
+    """The dashboard in Grafana's JSON model."""
     return {
         "title": "ICRE",
         "uid": "icre",
@@ -169,7 +169,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def _panels() -> list[dict[str, Any]]:
-    """Each row's title, then its pictures from left to right, three beside each other."""
+    """Each row's title, then its panels from left to right, three per line."""
     found: list[dict[str, Any]] = []
     top = 0
     for title, panels in ROWS.items():
@@ -223,7 +223,7 @@ def _run_variable() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print it."""
+    """Print the dashboard."""
     print(json.dumps(dashboard(), indent=2))
 
 

@@ -1,4 +1,4 @@
-"""Prometheus and a Pushgateway for ICRE on this machine, on loopback, with a Ray cluster that runs here."""
+"""Local Prometheus and Pushgateway servers on loopback, for a Ray cluster on this machine."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NAMES = {"prometheus": ("prometheus",), "prometheus-pushgateway": ("prometheus-
 
 
 class Monitoring:
-    """Both servers for the length of a ``with`` block; what they know goes with them.
+    """Both servers for the duration of a ``with`` block; their data is removed with them.
 
     discovery: Ray's list of its metrics agents, ``prom_metrics_service_discovery.json`` in its temporary folder; it
-    need not be there yet. ``prometheus``, ``pushgateway``: their URLs. Ports: None finds free ones. scrape_s: seconds
-    between scrapes; None leaves that to prometheus.yml. Raises UserError for a port that is in use or a folder that is
-    not there, IcreError for a program that is missing or does not start.
+    may not exist yet. ``prometheus``, ``pushgateway``: their URLs. Ports: None selects free ones. scrape_s: seconds
+    between scrapes; None keeps the value in prometheus.yml. Raises UserError for a port in use or a missing folder,
+    IcreError for a program that is missing or does not start.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Monitoring:
             shutil.copy(HERE / "rules.yml", self.folder)
             (self.folder / "prometheus.yml").write_text(yaml.safe_dump(self._configuration()))
             gateway = [_program("prometheus-pushgateway"), f"--web.listen-address={self._addresses[1]}"]
-            gateway.append("--persistence.file=")  # Debian's keeps everything in /var/lib unless told otherwise
+            gateway.append("--persistence.file=")  # Debian's package persists to /var/lib by default
             self._start("the Pushgateway", gateway, self.pushgateway, undo)
             options = {
                 "config.file": "prometheus.yml",
@@ -77,7 +77,7 @@ class Monitoring:
         self._stack.close()
 
     def _configuration(self) -> dict[str, Any]:
-        """prometheus.yml with this cluster's file and this gateway's address."""
+        """prometheus.yml with this cluster's discovery file and this gateway's address."""
         found: dict[str, Any] = yaml.safe_load((HERE / "prometheus.yml").read_text())
         jobs = {job["job_name"]: job for job in found["scrape_configs"]}
         jobs["ray"]["file_sd_configs"][0]["files"] = [str(self.discovery)]
@@ -95,7 +95,7 @@ class Monitoring:
 
 
 def _program(name: str) -> str:
-    """Where it is. Debian and the projects' own archives name the gateway differently."""
+    """Path of a program. Debian and the upstream archives name the gateway differently."""
     for candidate in _NAMES[name]:
         if (found := shutil.which(candidate)) is not None:
             return found

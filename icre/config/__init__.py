@@ -1,7 +1,7 @@
 """The recipe: one typed, validated description of a data set, a network, its training and its evaluation.
 
-A recipe comes from a YAML file and dotted overrides (``train.epochs=20``). Unknown keys are refused with the
-closest known one, and every error is reported at once.
+A recipe comes from a YAML file and dotted overrides (``train.epochs=20``). Unknown keys are rejected with the
+closest known key, and all errors are reported at once.
 """
 
 from icre.config.reading import (

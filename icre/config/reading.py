@@ -1,4 +1,4 @@
-"""From YAML and overrides to a recipe, or to every problem found at once."""
+"""Read a recipe from YAML and overrides; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from icre.errors import ConfigError
 def load_recipe(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply overrides such as ``train.epochs=20`` (values are YAML).
 
-    Raises ConfigError with every problem found, not only the first.
+    Raises ConfigError with all problems, not only the first.
     """
     values = _read_yaml(Path(path)) if path is not None else {}
     return _overridden(values, overrides, where=str(path) if path is not None else "the defaults")
 
 
 def override(recipe: Recipe, overrides: Sequence[str], *, where: str) -> Recipe:
-    """``recipe`` with single keys changed, in the form of :func:`load_recipe`; ``where`` names its origin."""
+    """``recipe`` with overrides applied as in :func:`load_recipe`; ``where`` names their origin in errors."""
     return _overridden(recipe.to_dict(), overrides, where=where)
 
 
 def located(recipe: Recipe, folder: Path) -> Recipe:
-    """``recipe`` with every location absolute: one that is relative is relative to ``folder``.
+    """``recipe`` with absolute locations; relative ones are resolved against ``folder``.
 
     ``data.split.file`` stays relative to ``data.root``.
     """
@@ -52,7 +52,7 @@ def located(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def differences(one: Recipe, other: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys in which two recipes differ, each with both values."""
+    """Dotted keys that differ between two recipes, each with both values."""
     flat = [dict(_leaves(recipe.to_dict())) for recipe in (one, other)]
     keys = flat[0].keys() | flat[1].keys()
     return {key: (flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)}
@@ -92,8 +92,8 @@ def parse_recipe(values: Mapping[str, Any], *, where: str, problems: Sequence[st
             break
         except ValidationError as error:
             found += [_explain(detail) for detail in error.errors()]
-            # Rules between fields are only checked once every field is valid by itself, so what was refused
-            # is taken out and the rest is checked again: the user reads all problems at once.
+            # Rules between fields are only checked when every field is valid by itself. Remove the invalid fields and
+            # validate again, to report all problems at once.
             locations = [detail["loc"] for detail in error.errors() if detail["loc"]]
             if not locations:
                 break
@@ -109,7 +109,7 @@ def parse_recipe(values: Mapping[str, Any], *, where: str, problems: Sequence[st
 
 
 def problems_of_value(recipe: Recipe, key: str, value: Any) -> list[str]:
-    """Why a dotted ``key`` of ``recipe`` cannot be ``value``, whatever the other keys are; empty when it can."""
+    """Problems of ``value`` for a dotted ``key`` of ``recipe``, regardless of the other keys; empty if valid."""
     values = recipe.to_dict()
     problem = _assign(values, key.split("."), json.dumps(value))
     if problem is not None:
@@ -123,7 +123,7 @@ def problems_of_value(recipe: Recipe, key: str, value: Any) -> list[str]:
 
 
 def json_schema() -> str:
-    """JSON Schema of the recipe, for editors and for reading."""
+    """JSON Schema of the recipe, for editors and readers."""
     return json.dumps(Recipe.model_json_schema(), indent=2, ensure_ascii=False)
 
 
@@ -145,7 +145,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _assign(values: dict[str, Any], path: list[str], text: str) -> str | None:
-    """Set ``values[path]`` in place (copying on the way); the problem in words, or None."""
+    """Set ``values[path]`` in place, copying nested sections; returns the problem as text, or None."""
     key = ".".join(path)
     try:
         value = yaml.safe_load(text)
@@ -163,9 +163,9 @@ def _assign(values: dict[str, Any], path: list[str], text: str) -> str | None:
 
 
 def _prune(values: Any, location: Sequence[str | int]) -> None:
-    """Remove the value at ``location``; items of a list go with the whole list.
+    """Remove the value at ``location``; for an item of a list, the whole list.
 
-    Where a key has several types, ``location`` goes on behind its value with the name of the type that was tried.
+    For a key with several types, ``location`` continues after the key with the name of the attempted type.
     """
     node = values
     for part, following in zip(location, [*location[1:], None], strict=True):
@@ -194,7 +194,7 @@ def _explain(detail: Any) -> str:
 def _fields_at(path: Sequence[str]) -> list[str]:
     node: type[BaseModel] = Recipe
     for part in path:
-        # Below a mapping, such as tune.space, keys are the user's, and the next level is found by its type's name.
+        # Below a mapping (tune.space), keys are user-defined and the next level is found by the name of its type.
         annotation = node.model_fields[part].annotation if part in node.model_fields else node
         node = next((c for c in _types_in(annotation) if isinstance(c, type) and issubclass(c, BaseModel)), node)
     return list(node.model_fields)
@@ -207,5 +207,5 @@ def _types_in(annotation: Any) -> Iterable[Any]:
 
 
 def short(value: Any) -> str:
-    """A value for people."""
+    """Short human-readable form of a value."""
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value) if not isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""The recipe as a whole: its sections, and the rules between them."""
+"""The recipe: its sections and the rules between them."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from icre.config.tuning import Tune
 
 
 class Recipe(Section):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     name: Name = "icre"
-    """Runs are called ``<name>-<date>-<time>`` unless ``--run`` says otherwise."""
+    """Runs are named ``<name>-<date>-<time>`` unless ``--run`` is given."""
     storage: str = "storage"
-    """Where data sets and runs live: a folder, or s3://bucket/prefix."""
+    """Location of data sets and runs: a folder, or s3://bucket/prefix."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of weights, batches, augmentation and gallery draws."""
     components: tuple[Component, ...] = get_args(Component)
-    """Parts of ICRE that are on; [] is the baseline."""
+    """Enabled parts of ICRE; [] is the baseline."""
     data: Data = Data()
     model: Model = Model()
     loss: Loss = Loss()
@@ -136,14 +136,14 @@ class Recipe(Section):
         yield from ((False, problem) for problem in self.tune.problems())
 
     def has(self, component: Component) -> bool:
-        """Whether ``component`` is on."""
+        """Whether ``component`` is enabled."""
         return component in self.components
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, in the order of the sections."""
+        """The recipe as plain JSON types, in the order of the sections."""
         data: dict[str, Any] = self.model_dump(mode="json")
         return data
 
     def to_yaml(self) -> str:
-        """The resolved recipe; reading it back gives an equal recipe."""
+        """The resolved recipe as YAML; reading it back gives an equal recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)

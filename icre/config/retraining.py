@@ -1,4 +1,4 @@
-"""When a model in service is trained again, and what a new one must reach to replace it: ``icre retrain``."""
+"""Section ``retrain``: when ``icre retrain`` trains a challenger, and the criteria for its promotion."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from icre.config.sections import Count, NonNegative, Positive, PositiveFloat, Se
 
 
 class Retrain(Section):
-    """The model's name in the registry is the recipe's ``name``. What the rules mean exactly: docs/retraining.md."""
+    """The model's name in the registry is the recipe's ``name``. The exact rules are in docs/retraining.md."""
 
     start: Literal["champion", "scratch"] = "champion"
-    """What a challenger starts from: the weights of the model in service, or a network as `icre train` starts it."""
+    """Initial weights of a challenger: those of the model in service, or those of a new `icre train`."""
     min_new_images: Count = 1
-    """New training images since the last judged challenger without which nothing is trained."""
+    """Minimum number of new training images since the last judged challenger to start a training."""
     min_new_identities: Count = 0
-    """New training identities without which nothing is trained."""
+    """Minimum number of new training identities to start a training."""
     metric: Literal["mAP", "rank1", "mINP"] = "mAP"
-    """What decides: the mean of this metric over the protocol's directions."""
+    """Deciding metric, averaged over the protocol's directions."""
     margin: NonNegative = 0.005
-    """By how much a challenger must be better on the frozen test list; 0.005 is half a percentage point."""
+    """Minimum improvement of a challenger on the frozen test list; 0.005 is half a percentage point."""
     resamples: Annotated[int, Field(ge=100)] = 1000
     """Bootstrap resamples of the queries."""
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
-    """One-sided: the difference must be above 0 in this share of the resamples."""
+    """One-sided confidence: the difference must be above 0 in this share of the resamples."""
     floor: Share = 0.05
-    """How much worse a challenger may be in any one direction or camera pair, and on the newest test images."""
+    """Maximum loss of a challenger in any direction or camera pair, and on the newest test images."""
     min_queries: Positive = 50
-    """Queries under which a camera pair, or a direction of the newest test images, is shown and not judged."""
+    """Minimum queries to judge a camera pair, or a direction of the newest test images; below, it is only shown."""
     min_metric: Share | None = None
-    """What the metric must reach in any case, the first model included. None: no such rule."""
+    """Minimum value of the metric, also for the first model. None: no minimum."""
     max_latency_ms: PositiveFloat | None = None
-    """Milliseconds for ``evaluation.batch_size`` images on the machine of the command. None: not measured."""
+    """Maximum milliseconds for ``evaluation.batch_size`` images on the command's machine. None: not measured."""
     max_size_mib: PositiveFloat | None = None
-    """Size of the weights file. None: no limit."""
+    """Maximum size of the weights file. None: no limit."""
     lease_s: PositiveFloat = 300.0
-    """Seconds after its last sign of life at which a tick counts as dead, and another may go on with it."""
+    """Seconds after its last renewal at which a tick counts as dead and another process may resume it."""
     max_attempts: Positive = 3
-    """Times that the same step of a tick is begun before the tick is given up."""
+    """Attempts at one step of a tick before the tick is abandoned."""
     keep_runs: Positive = 7
-    """Newest challengers whose run folders keep their checkpoints; promoted weights are in the registry for good."""
+    """Newest challengers whose run folders keep checkpoints; promoted weights stay in the registry permanently."""

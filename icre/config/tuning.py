@@ -1,4 +1,4 @@
-"""Section ``tune``: which keys of the recipe a sweep changes, and how it searches."""
+"""Section ``tune``: search space and method of a sweep."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from icre.config.sections import Positive, PositiveFloat, Section
 
 Method = Literal["each", "grid", "random", "asha", "tpe"]
 LISTED: tuple[Method, ...] = ("each", "grid")
-"""Methods that train every value of a list; the others draw from lists and intervals alike."""
+"""Methods that train every value of a list; the others draw from lists and intervals."""
 
 
 class Interval(Section):
-    """Values that are drawn: uniform between ``low`` and ``high``."""
+    """Interval from which values are drawn uniformly, between ``low`` and ``high``."""
 
     low: float
     """Smallest value."""
     high: float
     """Largest value."""
     log: bool = False
-    """Uniform in the logarithm, as for learning rates."""
+    """Draw uniformly in the logarithm, as for learning rates."""
     integer: bool = False
     """Whole numbers only; both ends included."""
 
@@ -44,37 +44,37 @@ def _kind(values: Any) -> str:
 
 
 Choice = Annotated[Annotated[Values, Tag("list")] | Annotated[Interval, Tag("interval")], Discriminator(_kind)]
-"""What one key of the recipe may be."""
+"""Candidate values of one key of the recipe."""
 
 
 class Tune(Section):
-    """``icre tune``: a sweep of trainings. The validation metric ``checkpoints.best`` compares them."""
+    """``icre tune``: a sweep of trainings, compared by the validation metric ``checkpoints.best``."""
 
     space: dict[str, Choice] = Field(default_factory=dict)
-    """Key of the recipe, such as loss.icg.weight, to a list of its values or to {low, high, log, integer}."""
+    """Recipe key (e.g. loss.icg.weight) to a list of values or to {low, high, log, integer}."""
     method: Method = "grid"
     """each: the recipe, and every value of every key with the others as in the recipe (the paper's Figure 3). grid:
-    every combination. random: ``trials`` draws. asha: the same, and those that lag behind are stopped early. tpe:
-    Optuna's TPE chooses the next from what the last ones reached."""
+    every combination. random: ``trials`` draws. asha: random with early stopping of the worse trainings. tpe:
+    Optuna's TPE, which chooses each draw by the previous results."""
     trials: Positive = 16
-    """How many values are drawn. Not for each and grid."""
+    """Number of draws. Unused by each and grid."""
     seeds: Positive = 1
-    """Trainings of each combination, with the recipe's seed and those after it; 1 for asha and tpe."""
+    """Trainings of each combination, with the recipe's seed and the following ones; 1 for asha and tpe."""
     grace_epochs: Positive = 1
     """asha: epochs before a training may be stopped."""
     reduction: Annotated[int, Field(ge=2)] = 3
-    """asha: one in so many goes on from each rung, and a rung is so many times as far as the one before."""
+    """asha: ratio of epochs between rungs; one in ``reduction`` trainings continues from each rung."""
     concurrent: Positive | None = None
-    """Trainings at the same time; None: as many as there are CPUs and GPUs for when the sweep starts."""
+    """Concurrent trainings; None: as many as fit the CPUs and GPUs available when the sweep starts."""
     hours: PositiveFloat | None = None
-    """Stop after so many hours; None: no limit. The same command goes on."""
+    """Hours after which the sweep stops; None: no limit. The same command resumes it."""
     cpu_hour_price: PositiveFloat | None = None
-    """What an hour of one logical CPU costs, in any currency; the plan then names the cost."""
+    """Price of an hour of one logical CPU, in any currency; the plan then includes the cost."""
     gpu_hour_price: PositiveFloat | None = None
-    """What an hour of one GPU costs."""
+    """Price of an hour of one GPU."""
 
     def problems(self) -> list[str]:
-        """Rules between the fields that this section breaks."""
+        """Violated rules between the fields of this section."""
         found = []
         intervals = [key for key, values in self.space.items() if isinstance(values, Interval)]
         if self.method in LISTED and intervals:

@@ -1,1 +1,1 @@
-"""From image files to training batches, without a cluster."""
+"""Image files to training batches, independent of any cluster."""

@@ -1,7 +1,7 @@
-"""Training augmentation of a whole batch at once, and the random numbers behind it (docs/method.md section 3).
+"""Batched training augmentation and its random numbers (docs/method.md section 3).
 
-Every number drawn for a sample is a hash of (seed, epoch, slot, stream). Nothing depends on a generator's
-state, so that a sample looks the same whatever the number of workers, the cut of the batch, or the device.
+Every number drawn for a sample is a hash of (seed, epoch, slot, stream). No generator state
+is involved, so a sample is independent of the number of workers, the cut of the batch and the device.
 
 Shape letters: B images, H height, W width in pixels; N = B * 3 * (H + 2 pad) * (W + 2 pad) bytes.
 """
@@ -21,18 +21,18 @@ from icre.errors import DataError
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MEAN_BYTES = (124, 116, 104)
-"""MEAN as a pixel; after normalisation no channel of it is further than 0.009 from zero."""
+"""MEAN as a pixel; after normalisation its channels are within 0.009 of zero."""
 
 LUMA = (19595, 38470, 7471)
 """ITU-R 601 weights of R, G and B in 1/65536, the integers that Pillow's mode ``L`` uses."""
 
 ERASE_ATTEMPTS = 10
-"""Rectangles tried until one fits. At 288x144 one in 18 does not, so that all fail once in 10^12 images."""
+"""Maximum rectangles tried until one fits. At 288x144 one in 18 does not fit: all fail once in 10^12 images."""
 
 
 @dataclass(frozen=True)
 class AugmentationSpec:
-    """How strongly to augment; the defaults are CAJ's (ICCV 2021). Probabilities are per image."""
+    """Strength of augmentation; defaults are CAJ's (ICCV 2021). Probabilities are per image."""
 
     pad: int = 10
     """Black pixels added on each side before a crop of the original size."""
@@ -40,16 +40,16 @@ class AugmentationSpec:
     """Probability of mirroring left and right."""
     channel_exchange: float = 0.5
     """Probability that one channel of a visible image, R, G or B at even odds, replaces all three. CAJ loads
-    every visible image twice, once as it is and once exchanged: one half. [R]"""
+    every visible image twice, once unchanged and once exchanged: one half. [R]"""
     grayscale: float = 0.1
-    """Probability that a visible image turns grey; an exchanged one is grey already. 0.1 is what the field's
-    code names, often commented out. [R]"""
+    """Probability that a visible image turns grey; exchanged images are already grey. 0.1 is the value in the
+    field's code, often commented out. [R]"""
     erase: float = 0.5
     """Probability of erasing one rectangle, in either modality."""
     erase_area: tuple[float, float] = (0.02, 0.4)
-    """Least and greatest area of the rectangle, as a fraction of the image."""
+    """Minimum and maximum area of the rectangle, as a fraction of the image."""
     erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
-    """Least and greatest height / width of the rectangle."""
+    """Minimum and maximum height / width of the rectangle."""
 
     def __post_init__(self) -> None:
         if problems := list(self._problems()):
@@ -68,7 +68,7 @@ class AugmentationSpec:
 
 
 class AugmentationParameters(NamedTuple):
-    """What happens to each of B images."""
+    """Augmentation of each of B images."""
 
     top: Tensor
     """(B,) int64: first row of the crop in the padded image, 0 to 2 pad."""
@@ -77,7 +77,7 @@ class AugmentationParameters(NamedTuple):
     flip: Tensor
     """(B,) bool: mirror the crop."""
     channels: Tensor
-    """(B, 3) int64: which input channel each output channel shows; (0, 1, 2) leaves the colours alone."""
+    """(B, 3) int64: input channel of each output channel; (0, 1, 2) keeps the colours."""
     grayscale: Tensor
     """(B,) bool: all three channels show the luma."""
     erase_top: Tensor
@@ -90,7 +90,7 @@ class AugmentationParameters(NamedTuple):
     """(B,) int64: columns of the erased rectangle; 0 erases nothing."""
 
     def to(self, device: torch.device) -> AugmentationParameters:
-        """The same parameters on ``device``, without waiting for it."""
+        """The same parameters on ``device``, copied without a sync."""
         return AugmentationParameters(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
@@ -106,19 +106,19 @@ def augment(
 ) -> Tensor:
     """Augments and normalises ``images`` (B, 3, H, W) uint8 RGB to float32 (B, 3, H, W) on the same device.
 
-    ``infrared`` (B,) bool marks the infrared images; ``slots`` (B,) int64 are the samples' places in the
-    whole epoch. Keep both on the CPU, also when the images are on a GPU: then nothing waits for the GPU.
+    ``infrared`` (B,) bool marks the infrared images; ``slots`` (B,) int64 are the samples' positions in the
+    whole epoch. Keep both on the CPU, even with images on a GPU, to avoid GPU syncs.
 
     Order: pad and crop, flip, channel exchange, grayscale, erase, normalise. CAJ's code pads with black,
     crops, flips, normalises, erases, and exchanges channels last. Three choices differ from it [R]:
 
-    - Colours change before normalisation, so that an exchanged image is normalised as an infrared image is,
-      whose three channels are equal too.
-    - Erasing comes after the colours, so that the rectangle looks the same in every image of both modalities.
-    - The rectangle holds ImageNet's mean pixel, as the CAJ paper says, rounded to bytes because all of this
-      is work on bytes. The code writes (0.49, 0.48, 0.45) over normalised values, a somewhat lighter grey.
+    - Colours change before normalisation: an exchanged image is normalised like an infrared image, whose three
+      channels are also equal.
+    - Erasing follows the colour changes: the rectangle looks the same in all images of both modalities.
+    - The rectangle has ImageNet's mean pixel, as in the CAJ paper, rounded to bytes because augmentation works on
+      bytes. CAJ's code writes (0.49, 0.48, 0.45) over normalised values, a slightly lighter grey.
 
-    Raises DataError if the images are not uint8 (B, 3, H, W), or the other two do not match them.
+    Raises DataError if the images are not uint8 (B, 3, H, W) or the other two do not match them.
     """
     _check(images, infrared, slots)
     height, width = images.shape[-2:]
@@ -138,7 +138,7 @@ def normalise(images: Tensor) -> Tensor:
     result = images.float()
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
         plane = result[:, channel]
-        # offset + scale * x in one pass over memory, which is what the time goes into.
+        # offset + scale * x in one pass, as memory traffic dominates.
         torch.add(torch.tensor(-mean / std), plane, alpha=1 / (255 * std), out=plane)
     return result
 
@@ -153,7 +153,7 @@ def draw_parameters(
     width: int,
     infrared: Tensor,
 ) -> AugmentationParameters:
-    """Draws for each of B samples; a pure function of (seed, epoch, slot) and the sample's modality.
+    """Draws the parameters of B samples; a pure function of (seed, epoch, slot) and the sample's modality.
 
     ``slots`` (B,) int64 and ``infrared`` (B,) bool on one device; ``height`` and ``width`` in pixels.
     """
@@ -177,8 +177,8 @@ def draw_parameters(
 
 
 def apply_parameters(images: Tensor, parameters: AugmentationParameters, *, pad: int) -> Tensor:
-    """Augments ``images`` (B, 3, H, W) uint8 as ``parameters`` say: (B, 3, H, W) uint8, contiguous."""
-    # Found before the parameters move, for to ask a GPU for a count is to wait for it.
+    """Applies ``parameters`` to ``images`` (B, 3, H, W) uint8: (B, 3, H, W) uint8, contiguous."""
+    # Compute on the CPU first: counting on the GPU would force a sync.
     grey = parameters.grayscale.nonzero().squeeze(1).to(images.device, non_blocking=True)
     parameters = parameters.to(images.device)
     augmented = _crop_flip_exchange(images, parameters, pad)
@@ -187,9 +187,9 @@ def apply_parameters(images: Tensor, parameters: AugmentationParameters, *, pad:
 
 
 def _crop_flip_exchange(images: Tensor, parameters: AugmentationParameters, pad: int) -> Tensor:
-    """One gather. Each output row is a run of W bytes, somewhere in the padded images or their mirror images.
+    """Crop, flip and exchange in one gather: each output row is a run of W bytes in the padded or mirrored images.
 
-    Copying runs takes a tenth of the time of indexing every byte.
+    Copying runs is ten times faster than indexing every byte.
     """
     batch, _, height, width = images.shape
     device = images.device
@@ -206,7 +206,7 @@ def _crop_flip_exchange(images: Tensor, parameters: AugmentationParameters, pad:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 RGB to its luma, three times: as Pillow converts to mode ``L`` and back."""
+    """(B, 3, H, W) uint8 RGB to its luma, three times, as in Pillow's conversion to mode ``L`` and back."""
     red, green, blue = (plane * weight for plane, weight in zip(images.int().unbind(1), LUMA, strict=True))
     luma = (red + green + blue + 2**15) >> 16
     return luma.to(torch.uint8)[:, None].expand_as(images)
@@ -219,19 +219,19 @@ def _erase_(images: Tensor, parameters: AugmentationParameters) -> Tensor:
     hole = rows[:, :, None] * columns[:, None, :]
     keep = 1 - hole
     for channel, byte in enumerate(MEAN_BYTES):
-        # Byte arithmetic, not masked_fill or where: those are not vectorised, and take three times as long.
+        # Byte arithmetic, as masked_fill and where are not vectorised and take three times as long.
         images[:, channel].mul_(keep).add_(hole, alpha=byte)
     return images
 
 
 def _inside(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """(B, size) uint8: 1 from ``start`` on for ``length`` places, 0 elsewhere."""
+    """(B, size) uint8: 1 in ``length`` positions from ``start``, 0 elsewhere."""
     place = torch.arange(size, device=start.device)
     return ((place >= start[:, None]) & (place < (start + length)[:, None])).to(torch.uint8)
 
 
 def _rectangle(spec: AugmentationSpec, area: Tensor, aspect: Tensor, height: int, width: int) -> Tensor:
-    """(2, B): height and width of the first attempt that is smaller than the image both ways, else 0 and 0.
+    """(2, B): height and width of the first attempt smaller than the image in both dimensions, else 0 and 0.
 
     ``area`` and ``aspect`` (B, attempts) uniform in [0, 1). Area and height / width are uniform in the
     ranges of ``spec``, as in the random erasing paper (arXiv 1708.04896, algorithm 1).
@@ -261,7 +261,7 @@ def _uniforms(seed: int, epoch: int, slots: Tensor, streams: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's step (Steele, Lea and Flood 2014): a bijection of 64 bits whose output looks random.
+    """SplitMix64's step (Steele, Lea and Flood 2014): a bijection of 64 bits with pseudo-random output.
 
     Integer products wrap on every device; the constants are the published ones, as signed numbers.
     """
@@ -272,7 +272,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Shifts int64 as if it were unsigned: zeros come in, whatever the sign."""
+    """Logical right shift of int64: shifts in zeros for either sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""Decoding and, where the size differs, re-encoding of single images."""
+"""Decoding of single images, and re-encoding where the size differs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MIN_SIDE = 16
-"""Images with a shorter side hold no identity clue and are set aside."""
+"""Minimum side in pixels; smaller images hold no identity clue and are skipped."""
 
 
 class UnreadableImageError(ValueError):
-    """The file is not an image that can be used; the message is the reason."""
+    """The file is not a usable image; the message is the reason."""
 
 
 def fit_image(data: bytes, *, height: int | None, width: int | None, jpeg_quality: int) -> bytes:
-    """``data`` itself when it already is an 8-bit image of the wanted size, else a JPEG of that size.
+    """``data`` itself if it is an 8-bit image of the requested size, else a JPEG of that size.
 
-    Without ``height`` and ``width`` an image keeps its own size. Rotation by EXIF is applied, palettes and transparency
-    become RGB. The size is reached by Pillow's bicubic filter, in x and then in y, whichever order Pillow's version
-    takes; the rounding differs, by at most 2 of 255 and in fewer than 3 % of the values. Raises UnreadableImageError
-    for what does not decode completely, is tiny, or has more than 8 bits a channel (how to scale those depends on the
-    sensor).
+    Without ``height`` and ``width`` an image keeps its size. EXIF rotation is applied; palettes and transparency become
+    RGB. Resizing is equivalent to Pillow's bicubic filter, always in x and then in y regardless of Pillow's version.
+    Rounding differs by at most 2 of 255 in fewer than 3 % of the values. Raises UnreadableImageError for images that do
+    not decode completely, are tiny, or have more than 8 bits per channel (their scaling depends on the sensor).
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -40,10 +39,10 @@ def fit_image(data: bytes, *, height: int | None, width: int | None, jpeg_qualit
                 pixels = _resized_fast(pixels, height=height, width=width)
     except UnreadableImageError:
         raise
-    # Its message is a memory address.
+    # Pillow's message contains only a memory address.
     except UnidentifiedImageError as error:
         raise UnreadableImageError("does not decode: no image of a known format") from error
-    # Pillow's decoders raise whatever their format's parser met: OSError, SyntaxError, struct.error, ...
+    # Pillow's decoders raise various errors: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise UnreadableImageError(f"does not decode: {type(error).__name__}: {error}") from error
     out = io.BytesIO()
@@ -54,16 +53,16 @@ def fit_image(data: bytes, *, height: int | None, width: int | None, jpeg_qualit
 def decode(data: Any, *, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
     """(height, width, 3) uint8 RGB from the encoded bytes of a prepared image (any buffer).
 
-    The pixels are those that Pillow decodes, and resizes (bicubic) where the size is another. They land in ``out``,
-    C-contiguous and of that shape, if it is given. Raises OSError for what is no image.
+    Pixels equal Pillow's, resized (bicubic) if the size differs. They are written to ``out``, C-contiguous and of that
+    shape, if given. Raises OSError for data that is not an image.
 
-    A JPEG goes through simplejpeg, which is faster than Pillow and gives the same pixels, as both are libjpeg-turbo
-    with its accurate inverse DCT and smooth chroma upsampling. What that refuses, Pillow decodes: other formats, and
-    JPEGs with stray bytes, which some cameras write.
+    JPEGs are decoded by simplejpeg, which is faster than Pillow and gives the same pixels: both use libjpeg-turbo with
+    accurate inverse DCT and smooth chroma upsampling. Pillow decodes the rest: other formats, and JPEGs with stray
+    bytes, as written by some cameras.
     """
     if out is None:
         out = np.empty((height, width, 3), np.uint8)
-    # A buffer that is too large simplejpeg would fill in part, without a word.
+    # simplejpeg would silently fill only part of a buffer that is too large.
     elif out.shape != (height, width, 3) or out.dtype != np.uint8:
         raise ValueError(f"out is {out.dtype} of {out.shape}, not uint8 of {(height, width, 3)}")
     try:
@@ -87,18 +86,18 @@ def _resized(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
 
 
 def _resized_fast(pixels: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Pillow's bicubic filter in x, then in y, up to rounding and in a quarter of the time: torch has it vectorised."""
-    # Here, as torch takes seconds to load: loaders do without it, and so does preparing what has the right size.
+    """Pillow's bicubic filter in x, then in y, up to rounding; torch's is vectorised and four times faster."""
+    # Imported here because torch takes seconds to load and most callers never resize.
     import torch
 
-    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # in this order, torch knows it as channels-last
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)  # torch treats this layout as channels-last
     size = (height, width)
     resized = torch.nn.functional.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
     return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
 def _all_pixels(image: Image.Image, data: bytes, *, plain: bool) -> Image.Image | np.ndarray:
-    """``image``, completely decoded, in the way of :func:`decode`."""
+    """``image``, completely decoded, as in :func:`decode`."""
     if plain and image.format == "JPEG":
         with suppress(ValueError):
             pixels: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB")
@@ -114,7 +113,7 @@ def _rotated(image: Image.Image) -> bool:
 def _refuse_unusable(image: Image.Image, *, deep: bool) -> None:
     if min(image.size) < MIN_SIDE:
         raise UnreadableImageError(f"{image.width}x{image.height} pixels; at least {MIN_SIDE} a side are needed")
-    # Pillow opens 16-bit colour as 8-bit RGB, of which only the raw mode of the file (``deep``) still tells.
+    # Pillow opens 16-bit colour as 8-bit RGB; only the raw mode of the file (``deep``) reveals it.
     if deep or image.mode.startswith(("I", "F")):
         raise UnreadableImageError(f"mode {image.mode}: more than 8 bits a channel; scale it to 8 bits first")
 

@@ -1,7 +1,7 @@
-"""The batch plan: which rows make which batch, as a pure function of (seed, epoch).
+"""The batch plan: rows of each batch, as a pure function of (seed, epoch).
 
-The plan never sees the number of workers. A worker takes every W-th identity of each global batch, so 1, 2 or
-64 workers train on the same batches, and a restart at any step needs nothing but the step's number.
+The plan is independent of the number of workers. A worker takes every W-th identity of each global batch, so 1, 2 or
+64 workers train on the same batches, and training can restart at any step from the step number alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TrainingIndex:
 
     @classmethod
     def build(cls, rows: ArrayLike, labels: ArrayLike, infrared: ArrayLike) -> TrainingIndex:
-        """rows, labels, infrared: parallel, any order. Each label 0..C-1 needs at least one row a modality."""
+        """rows, labels, infrared: parallel, any order. Each label 0..C-1 needs at least one row per modality."""
         row, label, ir = np.asarray(rows, np.int64), np.asarray(labels, np.int64), np.asarray(infrared, bool)
         classes = int(label.max()) + 1 if len(label) else 0
         groups, starts = [], []
@@ -49,7 +49,7 @@ class TrainingIndex:
         return len(self.starts[0]) - 1
 
     def steps(self, *, visible: int, infrared: int, identities: int) -> int:
-        """Steps of an epoch as the field counts it: the larger modality's images / its share of a batch."""
+        """Steps per epoch by the usual definition: images of the larger modality / its share of a batch."""
         sizes = len(self.rows[0]) // (identities * visible), len(self.rows[1]) // (identities * infrared)
         return max(1, *sizes)
 
@@ -59,9 +59,9 @@ def plan_epoch(
 ) -> Rows:
     """Rows of every batch of one epoch: (steps, P, K_V + K_I) int64, the K_V visible rows first.
 
-    An identity is never twice in a batch, and over the epoch identities are drawn equally often (to within
-    one). Inside an identity and modality no image comes twice before all came once. Raises DataError when
-    there are fewer identities than a batch needs.
+    A batch has distinct identities, and over the epoch identities are drawn equally often (to within one). Within an
+    identity and modality no image repeats before all were drawn once. Raises DataError when there are fewer
+    identities than a batch needs.
     """
     if index.classes < identities:
         raise DataError(
@@ -80,13 +80,13 @@ def plan_epoch(
 def cut(plan: Rows, *, rank: int, world_size: int) -> Rows:
     """One worker's part of the batches ``plan`` (steps, P, K): (steps, P / world_size, K).
 
-    Where P is no multiple, the first workers have an identity more.
+    If P is not a multiple of world_size, the first workers get one more identity.
     """
     return plan[:, rank::world_size]
 
 
 def cut_sizes(identities: int, world_size: int) -> list[int]:
-    """Identities of each batch that each worker takes; they differ by one at most."""
+    """Number of identities per batch of each worker; they differ by at most one."""
     return [len(range(rank, identities, world_size)) for rank in range(world_size)]
 
 
@@ -100,15 +100,15 @@ def slots(steps: Sequence[int] | Rows, *, identities: int, images: int, rank: in
 
 
 def _draw_labels(rng: np.random.Generator, *, classes: int, per_batch: int, steps: int) -> Rows:
-    """(steps, P) labels: one random order of all labels after the other, cut into batches."""
+    """(steps, P) labels: consecutive random permutations of all labels, cut into batches."""
     drawn: list[Rows] = []
     total = 0
     while total < steps * per_batch:
         order = rng.permutation(classes).astype(np.int64)
         open_slots = -total % per_batch
         if open_slots:
-            # The batch that is still open already holds the end of the order before: fill it with labels
-            # that are not in it yet, so that an identity is never twice in a batch.
+            # The open batch holds the end of the previous permutation: fill it with labels that it does not contain,
+            # so no identity repeats in a batch.
             tail = np.concatenate(drawn)[total - (per_batch - open_slots) :]
             first = order[~np.isin(order, tail)][:open_slots]
             order = np.concatenate([first, order[~np.isin(order, first)]])
@@ -118,16 +118,16 @@ def _draw_labels(rng: np.random.Generator, *, classes: int, per_batch: int, step
 
 
 def _draw_rows(rng: np.random.Generator, labels: Rows, *, rows: Rows, starts: Rows, per_draw: int) -> Rows:
-    """(draws, per_draw) rows: for each drawn label the next images of its own endless reshuffled deck."""
+    """(draws, per_draw) rows: for each drawn label the next images of its endlessly reshuffled deck."""
     sizes = np.diff(starts)
     draws = np.bincount(labels, minlength=len(sizes))
-    decks = -(-draws * per_draw // sizes)  # reshuffles that each label needs, rounded up
+    decks = -(-draws * per_draw // sizes)  # number of reshuffles per label, rounded up
     dealt = decks * sizes
     label_of = np.repeat(np.arange(len(sizes)), dealt)
     offset = np.arange(dealt.sum()) - np.repeat(np.cumsum(dealt) - dealt, dealt)
     deck_of = offset // sizes[label_of]
     card = starts[label_of] + offset % sizes[label_of]
-    # Sorting random keys inside (label, deck) shuffles every deck by itself, all at once.
+    # Sorting random keys within (label, deck) shuffles all decks independently at once.
     shuffled = rows[card][np.lexsort((rng.random(len(card)), deck_of, label_of))]
     nth = _occurrence(labels)
     first = (np.cumsum(dealt) - dealt)[labels] + nth * per_draw
@@ -136,7 +136,7 @@ def _draw_rows(rng: np.random.Generator, labels: Rows, *, rows: Rows, starts: Ro
 
 
 def _occurrence(labels: Rows) -> Rows:
-    """For each draw, how many draws of the same label came before it."""
+    """For each draw, the number of previous draws of the same label."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)
     nth = np.empty(len(labels), np.int64)

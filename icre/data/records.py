@@ -1,7 +1,7 @@
-"""What the project knows about an image before and after preparation.
+"""Metadata of an image before and after preparation.
 
 A source (``icre.data.sources``) turns a data set's own layout into records; ``prepare`` turns records into
-Parquet rows of ``PARQUET_SCHEMA``; everything after reads rows.
+Parquet rows of ``PARQUET_SCHEMA``; all later steps read rows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Record:
     camid: str
     """Camera."""
     path: str
-    """Relative to the data set's root, with forward slashes."""
+    """Path relative to the data set's root, with forward slashes."""
 
 
 def _huggingface_features() -> bytes:
-    """Schema metadata by which Hugging Face ``datasets`` decodes the ``image`` struct as an Image."""
+    """Schema metadata with which Hugging Face ``datasets`` decodes the ``image`` struct as an Image."""
     strings = ("identity", "modality", "camera", "split", "source", "sha256")
     features: dict[str, dict[str, str]] = {"image": {"_type": "Image"}}
     features |= {name: {"dtype": "string", "_type": "Value"} for name in strings}
@@ -52,7 +52,7 @@ PARQUET_SCHEMA = pa.schema(
     ],
     metadata={b"huggingface": _huggingface_features()},
 )
-"""One row an image: encoded bytes and original path, labels, and the SHA-256 of the original file."""
+"""One row per image: encoded bytes and original path, labels, and the SHA-256 of the original file."""
 
 LABEL_COLUMNS = ("identity", "modality", "camera", "split")
-"""What a reader needs to plan batches, without touching a single pixel."""
+"""Columns needed to plan batches, without reading pixels."""

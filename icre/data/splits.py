@@ -1,4 +1,4 @@
-"""Which identities train, validate and test."""
+"""Training, validation and test identities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from icre.errors import DataError
 
 
 def split_by_hash(pids: Iterable[str], *, val: float, test: float, seed: int) -> dict[str, SplitName]:
-    """Each identity's split from a hash of its name alone: identities that arrive later move nobody.
+    """Each identity's split from a hash of its name alone: new identities never move existing ones.
 
     val, test: expected shares in [0, 1]; the rest trains.
     """
@@ -22,7 +22,7 @@ def split_by_hash(pids: Iterable[str], *, val: float, test: float, seed: int) ->
 def split_from_file(pids: Iterable[str], text: str, *, where: str) -> dict[str, SplitName]:
     """Each identity's split from JSON ``{"train": [...], "val": [...], "test": [...]}``.
 
-    A number matches the identity of the same numeric name (``7`` matches ``0007``). Raises DataError when the
+    A number matches the identity with the same numeric name (``7`` matches ``0007``). Raises DataError when the
     text is not of that form, an identity is listed twice, or a folder's identity is not listed.
     """
     listed = _read(text, where)

@@ -1,4 +1,4 @@
-"""From features to CMC, mAP and mINP, under the conventions of each data set."""
+"""CMC, mAP and mINP from features, under the conventions of each data set."""
 
 from icre.evaluation.gallery_sampling import draw_gallery
 from icre.evaluation.labels import CameraRule, CmcUnit

@@ -1,4 +1,4 @@
-"""What a table does not show: how far apart the modalities are, which cameras are hard, what the lists look like."""
+"""Diagnostics beyond result tables: cross-modal distances, metrics per camera pair, ranked lists."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ QUERIES_AT_A_TIME = 1024
 def distance_histogram(features: Tensor, records: Sequence[Record]) -> dict[str, list[float] | float]:
     """Histograms of the cosine distances of all visible-infrared pairs (the paper's Figure 4 a-c).
 
-    features: (N, D). ``edges`` (65) span [0, 2], ``intra`` and ``inter`` (64) count the pairs of the same and
-    of different identities, ``intra_mean`` and ``inter_mean`` are the means of those distances.
+    features: (N, D). ``edges`` (65) span [0, 2]. ``intra`` and ``inter`` (64) count the pairs of the same and of
+    different identities, and ``intra_mean`` and ``inter_mean`` are the means of their distances.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     visible, infrared = (
@@ -60,10 +60,10 @@ def camera_pairs(
     direction: str,
     permutations: Permutations | None = None,
 ) -> list[dict[str, Any]]:
-    """How well each query camera finds its people in each gallery camera alone, over all trials.
+    """Metrics of each query camera against each single gallery camera, over all trials.
 
-    One entry for each pair with a query that has a match there: ``query`` and ``gallery`` (cameras), ``queries`` (of
-    one trial), and the means over trials ``rank1`` and ``mAP``, in [0, 1]. The protocol's camera rule holds.
+    One entry per pair in which at least one query has a match: ``query`` and ``gallery`` (cameras), ``queries`` (of
+    one trial), and the means over trials ``rank1`` and ``mAP``, in [0, 1]. The protocol's camera rule applies.
     """
     unit = unit_rows(features, "features")
     found: dict[tuple[str, str], list[tuple[int, float, float]]] = {}
@@ -102,10 +102,10 @@ def ranked_lists(
     queries: int = 6,
     depth: int = 10,
 ) -> list[dict[str, Any]]:
-    """The first ``depth`` gallery images of trial 0 for ``queries`` queries, spread evenly over the rows.
+    """The first ``depth`` gallery images of trial 0 for ``queries`` evenly spaced queries.
 
-    The queries are not chosen by their result. Each entry: ``query`` (row) and ``gallery``, a list of
-    (row, distance, match). The protocol's camera rule is applied.
+    Queries are not chosen by their results. Each entry has ``query`` (row) and ``gallery``, a list of
+    (row, distance, match). The protocol's camera rule applies.
     """
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     q_rows, gallery = trials(records, protocol, protocol.directions[direction], permutations=permutations)[0]

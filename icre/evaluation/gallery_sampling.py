@@ -1,4 +1,4 @@
-"""Which images a trial draws.
+"""Query and gallery images of each trial of a protocol.
 
 Shape letters: N images, U drawn images.
 """
@@ -17,17 +17,17 @@ from icre.evaluation.labels import LabelsLike, as_labels, check_at_least
 from icre.evaluation.protocols import Direction, Protocol
 
 Permutations = Mapping[tuple[int, int], NDArray[np.int64]]
-"""What :func:`icre.data.sources.permutations.read_permutations` returns."""
+"""Return type of :func:`icre.data.sources.permutations.read_permutations`."""
 Rows = NDArray[np.int64]
 
 
 def trials(
     records: Sequence[Record], protocol: Protocol, direction: Direction, *, permutations: Permutations | None = None
 ) -> list[tuple[Rows, Rows]]:
-    """Query and gallery rows of each trial. Undrawn sides are every image of their modality, in the order given.
+    """Query and gallery rows of each trial. Undrawn sides have all images of their modality, in the order given.
 
-    permutations: needed for the official draw. Raises :class:`ProtocolError` for a modality without images, and for
-    cameras that the protocol does not know.
+    permutations: required by the official draw. Raises :class:`ProtocolError` for a modality without images and for
+    cameras unknown to the protocol.
     """
     query, gallery = _side(records, direction.query, protocol), _side(records, direction.gallery, protocol)
     pool = query if direction.drawn == "query" else gallery
@@ -48,7 +48,7 @@ def _side(records: Sequence[Record], modality: Modality, protocol: Protocol) -> 
 def _draws(
     candidates: Sequence[Record], rows: Rows, protocol: Protocol, permutations: Permutations | None
 ) -> Iterator[Rows]:
-    """The drawn rows of each trial, sorted by identity, camera and path."""
+    """Drawn rows of each trial, sorted by identity, camera and path."""
     trials = range(protocol.trials)
     if protocol.draw == "none":
         yield from (rows for _ in trials)
@@ -68,7 +68,7 @@ def _draws(
 
 
 def _groups(candidates: Sequence[Record], protocol: Protocol) -> tuple[Groups, Sequence[str]]:
-    """The images of each identity in each camera that the protocol draws from, and these cameras in order."""
+    """Images by identity and camera that the protocol draws from, and these cameras in order."""
     seen = sorted({record.camid for record in candidates}, key=lambda camid: (len(camid), camid))
     cameras = protocol.cameras or seen
     groups = group_images((record for record in candidates if record.camid in cameras), cameras)
@@ -111,14 +111,14 @@ def draw_gallery(
     seed: int,
     trial: int,
 ) -> Rows:
-    """Rows of one trial's gallery: ``shots`` of each (identity, camera), or all where there are fewer.
+    """Rows of one trial's gallery: ``shots`` per (identity, camera), or all if there are fewer.
 
-    The rows are sorted by (identity, camera, path), numbers by value and strings by code point. Row i of
-    that order gets the i-th 64-bit output of PCG64, seeded with SeedSequence((seed, trial)); each group
-    gives its rows with the smallest outputs. So the draw does not depend on the order of the input, and
-    NumPy keeps these raw streams the same from version to version. The answer is in the sorted order.
+    Rows are sorted by (identity, camera, path), numbers by value and strings by code point. Row i of that order
+    gets the i-th 64-bit output of PCG64, seeded with SeedSequence((seed, trial)), and each group draws its rows
+    with the smallest outputs. The draw is therefore independent of the input order and of the NumPy version, as
+    NumPy keeps these raw streams stable. The result is in sorted order.
 
-    Raises :class:`ProtocolError` when two rows have the same path, or ``shots`` < 1, ``seed`` < 0.
+    Raises :class:`ProtocolError` when two rows have the same path, ``shots`` < 1 or ``seed`` < 0.
     """
     check_at_least(1, shots=shots)
     check_at_least(0, seed=seed, trial=trial)

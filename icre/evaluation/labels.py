@@ -1,4 +1,4 @@
-"""What an evaluation takes: labels as small integers, features as unit vectors, both checked.
+"""Validated inputs of an evaluation: labels as small integers, features as unit vectors.
 
 Shape letters: N images, Q queries, G gallery images, D feature dimensions.
 """
@@ -21,16 +21,16 @@ LabelsLike = Sequence[int] | Sequence[str] | NDArray[Any] | Tensor
 CameraRule = Literal["none", "same_camera", "sysu"]
 CmcUnit = Literal["image", "identity"]
 
-# SYSU-MM01: infrared camera 3 and visible camera 2 look at the same place.
+# SYSU-MM01: infrared camera 3 and visible camera 2 are at the same location.
 SYSU_QUERY_CAMERA, SYSU_GALLERY_CAMERA = 3, 2
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Codes of the same images, int64 (N,), made by :func:`encode_labels`.
+    """Label codes of N images, int64 (N,), from :func:`encode_labels`.
 
-    A query and a gallery image share an identity where ``pids`` are equal, and the camera rule may exclude
-    them where ``cams`` are.
+    A query and a gallery image have the same identity where ``pids`` are equal; the camera rule may exclude
+    pairs with equal ``cams``.
     """
 
     pids: Tensor
@@ -42,7 +42,7 @@ class Labels:
 
 
 def excluded_pairs(query: Labels, gallery: Labels, camera_rule: CameraRule) -> Tensor | None:
-    """Bool (Q, G): the gallery images that each query skips; None when the rule excludes nothing."""
+    """Bool (Q, G): gallery images that the camera rule excludes for each query; None if it excludes none."""
     if camera_rule == "none":
         return None
     same_camera = query.cams[:, None] == gallery.cams
@@ -50,7 +50,7 @@ def excluded_pairs(query: Labels, gallery: Labels, camera_rule: CameraRule) -> T
 
 
 def check_conventions(camera_rule: str, cmc: str) -> None:
-    """Raises :class:`ProtocolError` for a camera rule or a CMC convention that does not exist."""
+    """Raises :class:`ProtocolError` for an unknown camera rule or CMC convention."""
     for name, value, known in (("camera_rule", camera_rule, CameraRule), ("cmc", cmc, CmcUnit)):
         if value not in get_args(known):
             raise ProtocolError(
@@ -69,7 +69,7 @@ def as_labels(values: LabelsLike, name: str, length: int) -> NDArray[Any]:
     """``values`` as an array (length,) of int64 or of strings; anything else is a :class:`ProtocolError`."""
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.dtype.kind == "O":
-        # A data frame's column of strings: None or NaN among them must not become a label by accident.
+        # A data frame's column of strings: None and NaN must not become labels.
         if not all(isinstance(value, str) for value in array.flat):
             raise ProtocolError(
                 f"{name} holds values that are not strings; labels are all integers or all strings",
@@ -114,7 +114,7 @@ def encode_labels(
 
 
 def _codes(query: NDArray[Any], gallery: NDArray[Any], name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Gallery labels numbered 0, 1, ... and the queries' among them, -1 where the gallery has none."""
+    """Codes of the query and gallery labels: gallery labels are numbered from 0, other query labels are -1."""
     if query.dtype.kind != gallery.dtype.kind:
         raise ProtocolError(
             f"query {name} are {query.dtype} but gallery {name} are {gallery.dtype}; they would never match",
@@ -141,8 +141,8 @@ def _sysu_codes(query: NDArray[Any], gallery: NDArray[Any]) -> tuple[NDArray[np.
 def unit_rows(features: Matrix, name: str) -> Tensor:
     """L2-normalised float32 copy (N, D) of ``features``, on their device.
 
-    Raises :class:`ProtocolError` when the matrix is empty or not two-dimensional, and when a row is not
-    finite or has length zero (its cosine with anything is undefined).
+    Raises :class:`ProtocolError` for a matrix that is empty or not two-dimensional, and for a row that is not
+    finite or has length zero (its cosine is undefined).
     """
     if features.ndim != 2 or 0 in features.shape:
         raise ProtocolError(
@@ -168,10 +168,10 @@ def _refuse_rows(bad: Tensor, name: str, what: str, hint: str) -> None:
 
 
 def as_floats(values: Matrix) -> Tensor:
-    """``values`` as a float32 tensor, or float64 where float32 would lose digits (float64 and integers)."""
+    """``values`` as a float32 tensor, or float64 where float32 would lose precision (float64 and integers)."""
     if isinstance(values, Tensor):
         short = values.dtype in (torch.float16, torch.bfloat16, torch.float32)
         return values.detach().to(torch.float32 if short else torch.float64)
     short = values.dtype in (np.float16, np.float32)
-    # The copy lets read-only and reversed arrays through, which torch cannot wrap; callers pass a chunk.
+    # Copied because torch cannot wrap read-only and reversed arrays; callers pass a chunk.
     return torch.from_numpy(np.array(values, dtype=np.float32 if short else np.float64))

@@ -1,11 +1,11 @@
-"""Metrics of galleries whose distances, or whose features, do not fit into memory.
+"""Metrics of galleries whose distances or features do not fit into memory.
 
-The gallery is read twice, block by block. The first pass finds the distances of all hits, the second counts the keys
-(see :mod:`icre.evaluation.scores`) below each hit's. Both passes multiply the same matrices of the same shapes, so that
-a distance has the same bits in both.
+The gallery is read twice, block by block. The first pass computes the distances of all hits, the second counts the
+keys (see :mod:`icre.evaluation.scores`) below the key of each hit. Both passes multiply the same matrices of the same
+shapes, so distances are bitwise equal in both.
 
-Shape letters: Q queries, C queries of one tile, B gallery images of one block, G gallery images, H hits, P hits of one
-query at most.
+Shape letters: Q queries, C queries of one tile, B gallery images of one block, G gallery images, H hits, P largest
+number of hits of one query.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from icre.evaluation.scores import (
     summarise,
 )
 
-# Of a tile's distances; about 40 bytes each.
+# Distances in a tile, about 40 bytes each.
 TILE_ELEMENTS = 2**20
-# A query and a gallery image of the same identity; about 100 bytes each.
+# Pairs of a query and a gallery image of the same identity, about 100 bytes each.
 PAIRS_AT_A_TIME = 2**20
 
 Integers = NDArray[np.int64]
@@ -61,15 +61,15 @@ def evaluate_features(
 ) -> RankingResult:
     """CMC, mAP and mINP by cosine distance of features (Q, D) and (G, D), for galleries of any size.
 
-    The result is that of :func:`icre.evaluation.evaluate_ranking` on the distances of both sides, with its
-    conventions. ``gallery_features`` may be a ``numpy.memmap``; ``block`` rows at a time are read and copied to the
-    queries' device, twice. Memory: a float32 copy of the queries, one block, the labels, and about 200 MB for the
-    rest. Where the queries have many millions of matches they are answered in groups, each with its own two passes.
+    Equals :func:`icre.evaluation.evaluate_ranking` on the distances of both sides, with the same conventions.
+    ``gallery_features`` may be a ``numpy.memmap``; it is read twice, in blocks of ``block`` rows copied to the
+    queries' device. Memory: a float32 copy of the queries, one block, the labels, and about 200 MB for the rest.
+    Queries with many millions of matches are processed in groups, each with its own two passes.
 
     Equal gallery images rank by index as long as the matrix product gives equal columns equal results.
 
-    Raises :class:`ProtocolError` for features that are not finite or zero, for different dimensions, and what
-    :func:`icre.evaluation.evaluate_ranking` raises.
+    Raises :class:`ProtocolError` for features that are zero or not finite, for different dimensions, and in the cases
+    of :func:`icre.evaluation.evaluate_ranking`.
     """
     check_conventions(camera_rule, cmc)
     check_at_least(1, max_rank=max_rank, block=block)
@@ -87,7 +87,7 @@ def evaluate_features(
 
 
 def _groups(query: Labels, gallery: Labels) -> Iterator[tuple[slice, Integers, Integers]]:
-    """Groups of queries, and the rows and gallery columns of their hits. The number of hits in a group is bounded."""
+    """Groups of queries with the rows and gallery columns of their hits; the number of hits per group is bounded."""
     pids = query.pids.numpy()
     order_G = gallery.pids.numpy().argsort(kind="stable")
     images_I = np.bincount(gallery.pids.numpy())
@@ -101,7 +101,7 @@ def _groups(query: Labels, gallery: Labels) -> Iterator[tuple[slice, Integers, I
         same = same_Q[rows]
         row = np.repeat(np.arange(len(same)), same)
         column = order_G[np.arange(len(row)) + np.repeat(begin_Q[rows] - same.cumsum() + same, same)]
-        # Whatever the rule, it skips an image of the query's identity where the codes of the cameras are equal.
+        # Under any rule, an image of the query's identity is skipped where the camera codes are equal.
         hit = query.cams.numpy()[rows][row] != gallery.cams.numpy()[column]
         yield rows, row[hit], column[hit]
         start = rows.stop
@@ -109,35 +109,35 @@ def _groups(query: Labels, gallery: Labels) -> Iterator[tuple[slice, Integers, I
 
 @dataclass(frozen=True, eq=False)
 class _Tiles:
-    """The distances of some queries to the gallery, a tile at a time."""
+    """Distances of some queries to the gallery, one tile at a time."""
 
     unit_QD: Tensor
     gallery_features: Matrix
     block: int
 
     def queries(self) -> list[slice]:
-        """The queries of each tile."""
+        """Slices of the queries of each tile."""
         step = max(1, TILE_ELEMENTS // self.block)
         return [slice(start, start + step) for start in range(0, len(self.unit_QD), step)]
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """The gallery images of each block, and their unit vectors (B, D)."""
+        """Slice and unit vectors (B, D) of each block of the gallery."""
         for start in range(0, len(self.gallery_features), self.block):
             part = slice(start, min(start + self.block, len(self.gallery_features)))
             unit = unit_rows(self.gallery_features[part], f"gallery features from row {start} on")
-            # Products of another shape may round otherwise: the last block gets the shape of the others.
+            # Products of another shape may round differently: the last block is padded to the shape of the others.
             unit_BD = self.unit_QD.new_zeros(self.block, unit.shape[1])
             unit_BD[: len(unit)] = unit
             yield part, unit_BD
 
     def distances(self, rows: slice, unit_BD: Tensor) -> NDArray[np.float32]:
-        """(C, B), those to the padding of the last block too."""
+        """Distances (C, B), including those to the padding of the last block."""
         dist_CB: NDArray[np.float32] = (self.unit_QD[rows] @ unit_BD.T).cpu().numpy()
         return np.subtract(1, dist_CB, out=dist_CB)
 
 
 def _hit_keys(tiles: _Tiles, row_H: Integers, column_H: Integers) -> Integers:
-    """The keys of the hits, sorted within each query; ``row_H`` ascends. Tiles without a hit are not computed."""
+    """Keys of the hits, sorted within each query; ``row_H`` ascends. Tiles without a hit are not computed."""
     dist_H = np.empty(len(row_H), np.float32)
     by_column = column_H.argsort(kind="stable")
     for part, unit_BD in tiles.blocks():
@@ -152,7 +152,7 @@ def _hit_keys(tiles: _Tiles, row_H: Integers, column_H: Integers) -> Integers:
 
 
 def _keys(dist: NDArray[np.float32], index: Integers) -> Integers:
-    """Integers in the order of the ranking: distance, then gallery index. Overwrites ``dist``."""
+    """Integers that sort in ranking order: by distance, then gallery index. Overwrites ``dist``."""
     keys = float_order(dist).astype(np.int64)
     keys <<= 32
     keys |= index
@@ -196,13 +196,13 @@ def _score(
 
 
 class _Identities:
-    """How many identities some queries meet before their first hit, counted block by block up to ``max_rank``."""
+    """Identities before the first hit of each query, counted block by block up to ``max_rank``."""
 
     def __init__(self, first_key_C: Integers, identities: int, max_rank: int) -> None:
         self.limit_C, self.identities, self.max_rank = first_key_C, identities, max_rank
         self.found_C = np.zeros_like(first_key_C)
         self.seen = np.empty(0, np.int64)
-        """Query and identity as one number, of the queries that may still meet fewer than ``max_rank``."""
+        """Codes of (query, identity), for the queries whose count is below ``max_rank``."""
 
     def count(self, key_CB: Integers, pids_B: Integers) -> None:
         """Add the identities of a block."""
@@ -213,7 +213,7 @@ class _Identities:
         seen = np.union1d(self.seen, row * self.identities + pids_B[column])
         row = seen // self.identities
         self.found_C = np.maximum(self.found_C, np.bincount(row, minlength=len(self.found_C)))
-        # Its rank is beyond the CMC: it needs no exact number, nor memory for it.
+        # A rank beyond the CMC needs no exact count: drop the query's memory.
         far_C = self.found_C >= self.max_rank
         self.limit_C = np.where(far_C, np.iinfo(np.int64).min, self.limit_C)
         self.seen = seen[~far_C[row]]

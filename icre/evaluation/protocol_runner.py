@@ -1,6 +1,6 @@
-"""Protocols on features: every trial of every direction, with mean and spread.
+"""Run a protocol on features: every trial of every direction, with mean and standard deviation.
 
-Shape letters: N images, D feature dimensions, C queries of one chunk, U gallery images of any trial.
+Shape letters: N images, D feature dimensions, C queries of one chunk, U distinct gallery images of all trials.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ MAX_RANK = 20
 
 @dataclass(frozen=True, eq=False)
 class DirectionResult:
-    """The trials of one direction, in order."""
+    """Results of the trials of one direction, in order."""
 
     trials: list[RankingResult]
     gallery: int
-    """Gallery images of a trial: as many in every one, since a draw leaves no (identity, camera) out."""
+    """Gallery images per trial; the same in every trial, since a draw includes every (identity, camera)."""
 
     @property
     def queries(self) -> int:
-        """Queries counted, in every trial."""
+        """Queries counted per trial."""
         return self.trials[0].queries
 
     @property
     def skipped(self) -> int:
-        """Queries without a match, left out of every mean."""
+        """Queries without a match, excluded from every mean."""
         return self.trials[0].skipped
 
     def mean(self) -> dict[str, float]:
@@ -56,7 +56,7 @@ class DirectionResult:
         return {name: float(values.mean()) for name, values in self._by_metric().items()}
 
     def std(self) -> dict[str, float]:
-        """Sample standard deviation (ddof = 1) over trials of the same; 0 for one trial."""
+        """Sample standard deviation (ddof = 1) of the same metrics over trials; 0 for one trial."""
         ddof = min(1, len(self.trials) - 1)
         return {name: float(values.std(ddof=ddof)) for name, values in self._by_metric().items()}
 
@@ -74,14 +74,14 @@ def run_protocol(
     rerank: bool = False,
     chunk: int | None = None,
 ) -> dict[str, DirectionResult]:
-    """Every direction of ``protocol`` on features (N, D) of ``records`` (N), with cosine distance, on their device.
+    """Run every direction of ``protocol`` on features (N, D) of ``records`` (N), with cosine distance, on their device.
 
     The distances of ``chunk`` queries (default: a bounded size) to the galleries of all trials are computed once and
-    shared by the trials. rerank: each trial by :func:`icre.evaluation.rerank.k_reciprocal_distance` instead.
+    shared by the trials. rerank: use :func:`icre.evaluation.rerank.k_reciprocal_distance` in each trial instead.
 
-    Raises :class:`ProtocolError` for a number of features that is not that of the records, for a modality without
-    images, for sides without a common identity, for features that are not finite or zero, and whatever
-    :func:`icre.evaluation.gallery_sampling.trials` and :func:`icre.evaluation.evaluate_ranking` raise.
+    Raises :class:`ProtocolError` if the numbers of features and records differ, a modality has no images, the sides
+    share no identity, or features are zero or not finite, and in the cases of
+    :func:`icre.evaluation.gallery_sampling.trials` and :func:`icre.evaluation.evaluate_ranking`.
     """
     unit_ND = checked_features(features, records)
     results = {}
@@ -99,7 +99,7 @@ def run_protocol(
 
 
 def checked_features(features: Matrix, records: Sequence[Record]) -> Tensor:
-    """L2-normalised rows (N, D); :class:`ProtocolError` unless there is a usable one for each of ``records``."""
+    """L2-normalised rows (N, D); :class:`ProtocolError` unless each of ``records`` has a usable one."""
     unit_ND = unit_rows(features, "features")
     if len(unit_ND) != len(records):
         raise ProtocolError(
@@ -150,7 +150,7 @@ def _scores(
     protocol: Protocol,
     chunk: int | None,
 ) -> Iterator[list[QueryScores]]:
-    """Of each trial. Every draw has the same identities and cameras in the same order: labels hold for all of them."""
+    """Scores of each trial. All draws have the same identities and cameras in the same order and share their labels."""
     device = unit_ND.device
     for _, same in groupby(drawn, key=lambda trial: trial[0].tobytes()):
         shared = list(same)
@@ -177,7 +177,7 @@ def _reranked_scores(
     protocol: Protocol,
     chunk: int | None,
 ) -> Iterator[list[QueryScores]]:
-    """As :func:`_scores`. Neighbours are those of one trial's queries and gallery, so nothing is shared."""
+    """Like :func:`_scores`, re-ranked. Neighbours depend on the trial's queries and gallery, so nothing is shared."""
     for q_rows, g_rows in drawn:
         dist_QG = k_reciprocal_distance(unit_ND[q_rows], unit_ND[g_rows])
         yield [

@@ -1,7 +1,7 @@
-"""Evaluation protocols as data: which images query which, and by what rules they are counted.
+"""Evaluation protocols as data: query and gallery images, draws and counting rules.
 
-A protocol says for each of its directions which side is drawn, how, and how often; the other side is every image of
-its modality. docs/protocols.md has them as a table.
+A protocol defines for each direction which side is drawn, how and how often. The other side has all images of its
+modality. docs/protocols.md lists the protocols in a table.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ VISIBLE_TO_INFRARED, INFRARED_TO_VISIBLE = "visible_to_infrared", "infrared_to_v
 
 @dataclass(frozen=True)
 class Direction:
-    """Who is asked for, and among whom."""
+    """Query and gallery modality of one direction."""
 
     query: Modality
     gallery: Modality
     drawn: Literal["query", "gallery"] = "gallery"
-    """The side that is drawn anew for each trial."""
+    """Side that is redrawn in each trial."""
     published: Mapping[str, int] = field(default_factory=dict)
-    """Images of a trial's ``query`` and ``gallery`` in the whole data set, where they are published."""
+    """Published numbers of ``query`` and ``gallery`` images per trial in the complete data set, if any."""
 
 
 DIRECTIONS: dict[str, Direction] = {
@@ -45,24 +45,24 @@ DIRECTIONS: dict[str, Direction] = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Every choice of a protocol; :class:`ProtocolError` for one that makes no sense."""
+    """All choices of a protocol. Raises :class:`ProtocolError` for invalid ones."""
 
     name: ProtocolName = "folder"
     directions: Mapping[str, Direction] = field(default_factory=lambda: DIRECTIONS)
     trials: int = 10
     """Draws in each direction."""
     shots: int = 1
-    """Images drawn of each (identity, camera); all of them where there are fewer."""
+    """Images drawn per (identity, camera); all if there are fewer."""
     draw: Draw = "pcg64"
-    """How: see docs/protocols.md."""
+    """Method of the draw, see docs/protocols.md."""
     cameras: tuple[str, ...] | None = None
-    """Those that are drawn from; None: all of the modality."""
+    """Cameras to draw from; None: all of the modality."""
     camera_rule: CameraRule = "none"
-    """Which gallery images a query skips, see :func:`icre.evaluation.evaluate_ranking`."""
+    """Rule for the gallery images that a query skips, see :func:`icre.evaluation.evaluate_ranking`."""
     cmc: CmcUnit = "image"
     """Whether CMC counts images or identities."""
     seed: int = 0
-    """Of the draw ``pcg64``; the others have none but the trial's number."""
+    """Seed of the draw ``pcg64``; the other draws are seeded by the trial number alone."""
 
     def __post_init__(self) -> None:
         check_conventions(self.camera_rule, self.cmc)
@@ -70,12 +70,12 @@ class Protocol:
         check_at_least(0, seed=self.seed)
 
     def describe(self) -> str:
-        """One line that names every choice, to print above a table."""
+        """One line with every choice, printed above a table."""
         what = "; ".join(f"{name} {value}" for name, value in self.choices().items() if name != "name")
         return f"Protocol {self.name}: {what}; percent, mean ± sample standard deviation over trials"
 
     def choices(self) -> dict[str, str | int]:
-        """Every choice by its name, as results carry them."""
+        """Every choice by name, as stored with results."""
         drawn: dict[str, str | int] = {} if self.draw == "none" else {"shots": self.shots}
         if self.draw == "pcg64":
             drawn["seed"] = self.seed
@@ -95,7 +95,7 @@ class Protocol:
 
 
 def protocol_of(recipe: Recipe) -> Protocol:
-    """The recipe's protocol; the gallery draws of ``folder`` follow from the recipe's seed."""
+    """The recipe's protocol; the gallery draws of ``folder`` use the recipe's seed."""
     settings = recipe.evaluation
     if settings.protocol != "folder":
         return FIXED[settings.protocol]
@@ -103,7 +103,7 @@ def protocol_of(recipe: Recipe) -> Protocol:
 
 
 def for_validation(protocol: Protocol) -> Protocol:
-    """The same on held-out training identities: the official permutations are not made for them."""
+    """The protocol on held-out training identities, which the official permutations do not cover."""
     return replace(protocol, draw="seeded") if protocol.draw == "official" else protocol
 
 
@@ -157,7 +157,7 @@ _KNOWN = [
         draw="none",
     ),
     _llcm(),
-    # The public test script's way since June 2023: infrared images are drawn, and asked among all visible ones.
+    # As in the public test script since June 2023: drawn infrared images query all visible ones.
     replace(
         _llcm(),
         name="llcm-drawn-queries",

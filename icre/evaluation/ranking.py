@@ -1,6 +1,6 @@
-"""CMC, mAP and mINP of a ranking, from the distances between queries and gallery.
+"""CMC, mAP and mINP from the distances between queries and gallery.
 
-The metrics and the order of equal distances are those of :mod:`icre.evaluation.scores`.
+Metrics and the order of equal distances are defined in :mod:`icre.evaluation.scores`.
 Shape letters: Q queries, C queries of one chunk, G gallery images, D feature dimensions.
 """
 
@@ -46,10 +46,10 @@ def evaluate_ranking(
 
     ``camera_rule``: ``none``; ``same_camera`` drops gallery images of the query's identity *and* camera;
     ``sysu`` drops every gallery image of camera 2 for queries of camera 3. ``cmc`` counts images or
-    identities. ``chunk`` queries are ranked at a time (default: as many as fit about 32 MB). A gallery
-    shorter than ``max_rank`` leaves the CMC at its last value.
+    identities. ``chunk`` queries are ranked at a time (default: as many as fit into about 32 MB). Beyond the
+    length of a gallery shorter than ``max_rank``, the CMC keeps its last value.
 
-    Raises :class:`ProtocolError` for labels that do not fit, distances that are not finite, an empty side,
+    Raises :class:`ProtocolError` for labels that do not match, distances that are not finite, an empty side,
     or when no query has a match.
     """
     check_conventions(camera_rule, cmc)
@@ -76,9 +76,9 @@ def paired_labels(
     *,
     camera_rule: CameraRule,
 ) -> tuple[Labels, Labels]:
-    """Labels of the queries and of the gallery, of which there are ``counts``; cameras may be None.
+    """Labels of the ``counts`` queries and gallery images; cameras may be None.
 
-    Raises :class:`ProtocolError` for labels that do not fit, and where the rule needs cameras and has none.
+    Raises :class:`ProtocolError` for labels that do not match, and for a rule that needs cameras and has none.
     """
     q_count, g_count = counts
     cams = None
@@ -113,7 +113,7 @@ def evaluate_sysu(
 def evaluate_llcm(
     dist: Matrix, q_pids: LabelsLike, g_pids: LabelsLike, q_camids: LabelsLike, g_camids: LabelsLike
 ) -> RankingResult:
-    """One LLCM trial: the query's identity in the query's camera is dropped; CMC counts identities."""
+    """One LLCM trial: images of the query's identity and camera are dropped; CMC counts identities."""
     return evaluate_ranking(dist, q_pids, g_pids, q_camids, g_camids, camera_rule="same_camera", cmc="identity")
 
 
@@ -127,9 +127,9 @@ def cosine_distance(query_features: Tensor, gallery_features: Matrix) -> Tensor:
 @overload
 def cosine_distance(query_features: NDArray[Any], gallery_features: Matrix) -> NDArray[np.float32]: ...
 def cosine_distance(query_features: Matrix, gallery_features: Matrix) -> Matrix:
-    """1 - cos of L2-normalised rows: (Q, D) and (G, D) to float32 (Q, G), of the queries' kind and device.
+    """1 - cos of L2-normalised rows: (Q, D) and (G, D) to float32 (Q, G), with the queries' array type and device.
 
-    Raises :class:`ProtocolError` for rows that are not finite or zero, and for different dimensions.
+    Raises :class:`ProtocolError` for rows that are zero or not finite, and for different dimensions.
     """
     query = unit_rows(query_features, "query features")
     gallery = unit_rows(gallery_features, "gallery features")

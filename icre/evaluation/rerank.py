@@ -1,7 +1,7 @@
 """k-reciprocal re-ranking: Zhong et al., Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017.
 
-The N = Q + G images of both sides are each other's neighbours. Equations of that paper, and the choices in which the
-authors' code differs from it or the paper is silent; published numbers come from that code:
+Neighbours are searched among the N = Q + G images of both sides. Equations of the paper, with the choices of the
+authors' code, which produced the published numbers, where it differs from the paper or the paper is unspecific:
 
     d(i, j)   squared Euclidean distance of unit vectors, divided by its maximum over j
     N(i, k)   i itself and its k nearest others (eq. 1; the code's k + 1), equal distances by index
@@ -32,7 +32,7 @@ from icre.errors import ProtocolError
 from icre.evaluation.labels import check_at_least, unit_rows
 from icre.evaluation.ranking import check_same_dimensions
 
-# Of a chunk's distances or pairs; at most about 64 bytes each.
+# Distances or pairs in a chunk, at most about 64 bytes each.
 CHUNK_ELEMENTS = 2**21
 
 
@@ -41,11 +41,11 @@ def k_reciprocal_distance(
 ) -> Tensor:
     """Re-ranked distances in [0, 1], float32 (Q, G) on the queries' device, from features (Q, D) and (G, D).
 
-    The equations and conventions are those at the top of this file. A side of N <= k1 images has N neighbours. Beside
-    the result and a copy of the features, memory grows with N times the size of a neighbourhood, never with N x N.
-    Neighbours are sought on the device of the features, their sets are joined on the CPU.
+    Equations and conventions are at the top of this file. A side of N <= k1 images has N neighbours. Besides the
+    result and a copy of the features, memory grows with N times the size of a neighbourhood, not with N x N.
+    Neighbours are searched on the device of the features, their sets are combined on the CPU.
 
-    Raises :class:`ProtocolError` for rows that are not finite or zero, different dimensions, ``k1`` or ``k2`` below 1,
+    Raises :class:`ProtocolError` for rows that are zero or not finite, different dimensions, ``k1`` or ``k2`` below 1,
     and a ``weight`` outside [0, 1].
     """
     check_at_least(1, k1=k1, k2=k2)
@@ -63,7 +63,7 @@ def k_reciprocal_distance(
 
 
 def _neighbours(unit_ND: Tensor, queries: int, *, k: int) -> tuple[NDArray[np.int64], Tensor, Tensor]:
-    """The ``k`` nearest of every image, itself first; the greatest distance of each; d(q, g)."""
+    """The ``k`` nearest neighbours of every image (itself first), its greatest distance, and d(q, g)."""
     count = len(unit_ND)
     k = min(k, count)
     near = np.empty((count, k), np.int64)
@@ -75,7 +75,7 @@ def _neighbours(unit_ND: Tensor, queries: int, *, k: int) -> tuple[NDArray[np.in
         own = torch.arange(len(dist_CN), device=dist_CN.device)
         dist_CN[own, own + start] = 0
         farthest = dist_CN.amax(1)
-        # Twice the same image, all of them: every distance is 0, and stays 0.
+        # All images are copies of one: every distance is 0 and stays 0.
         farthest_N[start : start + step] = farthest.masked_fill_(farthest == 0, 1)
         if start < queries:
             part = result_QG[start : start + step]
@@ -88,7 +88,7 @@ def _neighbours(unit_ND: Tensor, queries: int, *, k: int) -> tuple[NDArray[np.in
 def _smallest(dist_CN: Tensor, k: int) -> Tensor:
     """Indices (C, K) of the ``k`` smallest of each row, by distance, then by index."""
     last = dist_CN.topk(k, largest=False).values[:, -1:]
-    # topk takes any of several equal distances. All that could belong to the answer, in the order of their index:
+    # topk picks arbitrarily among equal distances. All candidates, in the order of their index:
     row_P, column_P = (dist_CN <= last).nonzero(as_tuple=True)
     by_distance = dist_CN[row_P, column_P].argsort(stable=True)
     by_row = by_distance[row_P[by_distance].argsort(stable=True)]
@@ -98,10 +98,10 @@ def _smallest(dist_CN: Tensor, k: int) -> Tensor:
 
 
 def _encoding(unit_ND: Tensor, near_NK: NDArray[np.int64], farthest_N: Tensor, *, k1: int, k2: int) -> sparse.csr_array:
-    """V: one row for each image, with the weights of its expanded neighbours; rows sum to 1."""
+    """V: one row for each image, the weights of its expanded neighbours; rows sum to 1."""
     near = _reciprocal(near_NK[:, : k1 + 1])
     half = _reciprocal(near_NK[:, : round(k1 / 2) + 1])
-    shared = near.multiply(near @ half.T).tocsr()  # of i and its neighbour c: images in both R(i, k1) and R(c, k1/2)
+    shared = near.multiply(near @ half.T).tocsr()  # for i and its neighbour c: images in both R(i, k1) and R(c, k1/2)
     shared.data = (3 * shared.data > 2 * np.diff(half.indptr)[shared.indices]).astype(np.float32)
     expanded = (near + shared @ half).tocsr()
     expanded.data = np.exp(-_pair_distances(unit_ND, farthest_N, expanded))
@@ -134,8 +134,8 @@ def _pair_distances(unit_ND: Tensor, farthest_N: Tensor, pairs: sparse.csr_array
 
 
 def _jaccard(query: sparse.csr_array, gallery: sparse.csc_array) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """J of some queries at a time, float32 (C, G). Rows sum to 1, so the maxima sum to 2 minus the minima."""
-    sizes = np.diff(gallery.indptr)[query.indices]  # pairs that each entry of the queries takes part in
+    """J in chunks of queries, float32 (C, G). Rows sum to 1, so the sum of maxima is 2 minus the sum of minima."""
+    sizes = np.diff(gallery.indptr)[query.indices]  # number of pairs of each entry of the queries
     ends = sizes.cumsum()[query.indptr[1:] - 1]
     for start, stop in _row_chunks(ends, gallery.shape[0]):
         entries = slice(query.indptr[start], query.indptr[stop])
@@ -147,7 +147,7 @@ def _jaccard(query: sparse.csr_array, gallery: sparse.csc_array) -> Iterator[tup
         flat_P = row[entry_P] * gallery.shape[0] + gallery.indices[place_P]
         least = np.bincount(flat_P, least_P, minlength=(stop - start) * gallery.shape[0])
         least = least.reshape(stop - start, -1)
-        # Rounding takes the distance of two copies a little below 0.
+        # Rounding can make the distance of two copies slightly negative.
         yield slice(start, stop), (1 - least / (2 - least)).clip(min=0).astype(np.float32)
 
 

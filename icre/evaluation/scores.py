@@ -1,14 +1,14 @@
-"""The metrics of each query, from labels and distances.
+"""Metrics of each query, from labels and distances.
 
 For a query with matches at ranks r_1 < ... < r_n (1 = nearest, counted after the camera rule):
 
     AP  = 1/n sum_j j / r_j        INP = n / r_n        CMC@k = [r <= k]
 
-where r is r_1 (``image``), or the place of the right identity when every identity is kept once, at its
-first image (``identity``). Equal distances rank by gallery index.
+where r is r_1 (``image``), or the rank of the query's identity among identities ranked by their first image
+(``identity``). Equal distances rank by gallery index.
 
-To rank the gallery of a query is to sort integers: distance, gallery index and one bit that marks a hit make one key.
-NumPy sorts such rows some ten times faster than anything argsorts floats.
+The gallery is ranked by sorting integer keys composed of distance, gallery index and one bit that marks a hit. NumPy
+sorts such rows about ten times faster than any argsort of floats.
 
 Shape letters: Q queries, C queries of one chunk, G gallery images, H hits in a chunk, P pairs, I identities.
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 from icre.errors import ProtocolError
 from icre.evaluation.labels import CameraRule, CmcUnit, Labels, excluded_pairs
 
-# Of a chunk's distances; about 64 bytes each at the worst, so 32 MB however many images there are.
+# Distances in a chunk, up to about 64 bytes each: 32 MB for any number of images.
 CHUNK_ELEMENTS = 2**19
 
 
@@ -35,8 +35,8 @@ CHUNK_ELEMENTS = 2**19
 class RankingResult:
     """Means over the queries that have a match, in [0, 1].
 
-    ``cmc[k-1]`` is CMC@k, float64 (max_rank,). ``queries`` were counted; ``skipped`` had no match left after
-    the camera rule and are in no mean.
+    ``cmc[k-1]`` is CMC@k, float64 (max_rank,). ``skipped`` queries have no match after the
+    camera rule and are excluded from the means; ``queries`` are counted.
     """
 
     cmc: NDArray[np.float64]
@@ -53,7 +53,7 @@ class RankingResult:
 
 @dataclass(frozen=True, eq=False)
 class QueryScores:
-    """One value for every query that has a match (float64, float64, int64), and how many have none."""
+    """One value per query with a match (float64, float64, int64), and the number of queries without one."""
 
     average_precision: Tensor
     inverse_negative_penalty: Tensor
@@ -63,24 +63,24 @@ class QueryScores:
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """What the labels of some queries and a gallery decide before any distance is known: see :func:`match_labels`.
+    """Distance-independent part of the scores of some queries on a gallery, see :func:`match_labels`.
 
-    It serves every matrix of distances between images with these labels, as the trials of a protocol have.
+    It is reused for all distance matrices with these labels, as in the trials of a protocol.
     """
 
     tag_CG: NDArray[np.int64]
     """Twice the gallery index, plus 1 for a hit: an image of the query's identity that is not skipped."""
     penalty_CG: NDArray[np.float32]
-    """Infinite for what the query skips, else 0; (1, 1) where the rule skips nothing."""
+    """Infinite for skipped images, else 0; (1, 1) where the rule skips nothing."""
     pids_G: NDArray[np.int64]
     hits_C: NDArray[np.int64]
 
     def keys(self, dist_CG: Tensor) -> NDArray[np.int64]:
-        """Integers (C, G) in the order of the ranking: distance, then gallery index. The lowest bit marks a hit.
+        """Integers (C, G) that sort in ranking order: by distance, then gallery index. The lowest bit marks a hit.
 
-        dist_CG: finite, float32 or float64, on any device. What a query skips comes after everything else.
+        dist_CG: finite, float32 or float64, on any device. Skipped images rank last.
         """
-        # Adding zero turns -0.0 into 0.0, its equal.
+        # Adding zero turns -0.0 into 0.0.
         kept_CG = dist_CG.cpu().numpy() + self.penalty_CG
         key_CG = (float_order(kept_CG) if kept_CG.dtype == np.float32 else _stable_places(kept_CG)).astype(np.int64)
         key_CG <<= 32
@@ -89,7 +89,7 @@ class Matching:
 
 
 def match_labels(query: Labels, gallery: Labels, camera_rule: CameraRule) -> Matching:
-    """The :class:`Matching` of labels of :func:`icre.evaluation.labels.encode_labels`."""
+    """The :class:`Matching` of labels from :func:`icre.evaluation.labels.encode_labels`."""
     q_pids, g_pids = (side.pids.cpu().numpy() for side in (query, gallery))
     hit_CG = q_pids[:, None] == g_pids
     penalty_CG = np.zeros((1, 1), np.float32)
@@ -103,14 +103,14 @@ def match_labels(query: Labels, gallery: Labels, camera_rule: CameraRule) -> Mat
 
 
 def float_order(values: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Integers in the order of the floats, equal for equal ones. Overwrites ``values``, which hold no -0.0."""
+    """Integers in the order of the floats, equal for equal ones. Overwrites ``values``, which must not hold -0.0."""
     bits = values.view(np.int32)
-    bits ^= (bits >> 31) & 0x7FFFFFFF  # negative floats order backwards as integers
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # negative floats sort in reverse as integers
     return bits
 
 
 def _stable_places(values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """The place of each value in its row, sorted; equal ones by index. For floats too wide to be half a key."""
+    """Position of each value in its sorted row, equal values by index; for floats too wide for half a key."""
     order = values.argsort(axis=1, kind="stable")
     places = np.empty_like(order)
     np.put_along_axis(places, order, np.arange(order.shape[1])[None], axis=1)
@@ -120,7 +120,7 @@ def _stable_places(values: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
 def score_queries(
     dist_CG: Tensor, query: Labels, gallery: Labels, *, camera_rule: CameraRule, cmc: CmcUnit
 ) -> QueryScores:
-    """Rank one chunk: finite float distances (C, G), labels of :func:`icre.evaluation.labels.encode_labels`."""
+    """Rank one chunk: finite float distances (C, G), labels from :func:`icre.evaluation.labels.encode_labels`."""
     return score_matching(dist_CG, match_labels(query, gallery, camera_rule), cmc=cmc)
 
 
@@ -137,7 +137,7 @@ def score_matching(dist_CG: Tensor, matching: Matching, *, cmc: CmcUnit) -> Quer
 
 
 def first_places(place_H: NDArray[np.int64], hits_C: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first of each query's ``hits_C`` places; 0 for a query without a hit."""
+    """First of each query's ``hits_C`` positions; 0 for a query without a hit."""
     matched_C = hits_C > 0
     first_C = np.zeros_like(hits_C)
     first_C[matched_C] = place_H[(hits_C.cumsum() - hits_C)[matched_C]]
@@ -145,9 +145,9 @@ def first_places(place_H: NDArray[np.int64], hits_C: NDArray[np.int64]) -> NDArr
 
 
 def scores_of(place_H: NDArray[np.int64], first_C: NDArray[np.int64], hits_C: NDArray[np.int64]) -> QueryScores:
-    """The metrics of hits at places r - 1, in the order of the queries and of their rankings; ``hits_C`` of them each.
+    """Metrics from the hit positions r - 1, ordered by query and rank, with ``hits_C`` positions per query.
 
-    first_C: images, or identities, before the first hit.
+    first_C: number of images, or identities, before the first hit.
     """
     matched_C = hits_C > 0
     hits = hits_C[matched_C]
@@ -166,7 +166,7 @@ def scores_of(place_H: NDArray[np.int64], first_C: NDArray[np.int64], hits_C: ND
 def _identities_before(
     place_C: NDArray[np.int64], sorted_CG: NDArray[np.int64], pids_G: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """How many different identities stand in the first ``place_C`` places of each row of sorted keys."""
+    """Number of distinct identities in the first ``place_C`` positions of each row of sorted keys."""
     before_CG = np.arange(sorted_CG.shape[1]) < place_C[:, None]
     pid_P = pids_G[(sorted_CG[before_CG] & 0xFFFFFFFF) >> 1]
     identities = int(pids_G.max()) + 1
@@ -177,13 +177,13 @@ def _identities_before(
 
 
 def query_chunks(queries: int, gallery: int, chunk: int | None = None) -> list[slice]:
-    """Slices of ``chunk`` queries, or of as many as keep the memory of one chunk about constant."""
+    """Slices of ``chunk`` queries; by default, of a size that keeps the memory per chunk about constant."""
     step = chunk or max(1, CHUNK_ELEMENTS // gallery)
     return [slice(start, min(start + step, queries)) for start in range(0, queries, step)]
 
 
 def summarise(scores: Sequence[QueryScores], *, camera_rule: CameraRule, max_rank: int) -> RankingResult:
-    """The means over all chunks; :class:`ProtocolError` when no query has a match."""
+    """Means over all chunks. Raises :class:`ProtocolError` when no query has a match."""
     rank = torch.cat([score.rank for score in scores])
     skipped = sum(score.skipped for score in scores)
     if not len(rank):

@@ -1,1 +1,1 @@
-"""What a network looks at: Grad-CAM, attention, masks, and features in the plane."""
+"""Explanations of a network: Grad-CAM, attention, masks, and t-SNE of its features."""

@@ -1,4 +1,4 @@
-"""SDCE's attention: from where a token of X4 reads, in each stage of the cascade (docs/method.md section 1).
+"""Attention of a token of X4 in each stage of SDCE (docs/method.md section 1).
 
 Shape letters: B images, n heads, d token width, N query tokens, M source tokens, h x w the map of X4.
 """
@@ -17,31 +17,31 @@ from icre.model.network import ICRENetwork
 from icre.model.sdce import Attention, AttentionStage
 
 Cell = tuple[int, int]
-"""Row and column of a token in the grid of X4, from the upper left."""
+"""Row and column of a token in the grid of X4, from the upper left corner."""
 
 
 @dataclass(frozen=True, eq=False)
 class StageAttention:
-    """One stage: how much the chosen token of each image reads from every source token."""
+    """Attention of the chosen token of each image to every source token, in one stage."""
 
     kind: Literal["cross", "self"]
-    """Whether the sources are the shallow tokens or the deep ones."""
+    """Source tokens: shallow (cross) or deep (self)."""
     heads_BnHW: Tensor
     """Probabilities, ``B x n x h x w``; each ``h x w`` adds up to 1."""
 
     @property
     def mean_BHW(self) -> Tensor:
-        """Mean over the heads, ``B x h x w``; adds up to 1 too."""
+        """Mean over the heads, ``B x h x w``; also adds up to 1."""
         return self.heads_BnHW.mean(dim=1)
 
 
 class Attended(NamedTuple):
-    """What was asked about, and the answer."""
+    """The chosen tokens and their attention."""
 
     cells: list[Cell]
     """The chosen token of each image."""
     stages: list[StageAttention]
-    """In the order in which they run: by default cross, then self."""
+    """Stages in forward order: by default cross, then self."""
 
 
 def attention_of(
@@ -49,8 +49,8 @@ def attention_of(
 ) -> Attended:
     """The attention of one token of each image in every stage of SDCE.
 
-    cells: one for each image, or None for the place where the column of X4 is longest. The network is run in evaluation
-    mode and is left as it was. Raises ValueError for a network without SDCE, and for cells that do not fit.
+    cells: one per image; None selects the position of X4 with the largest norm. The network runs in evaluation mode and
+    is left unchanged. Raises ValueError for a network without SDCE, and for cells that do not fit.
     """
     if network.sdce is None:
         raise ValueError("this network has no attention: build it with the component 'sdce'")
@@ -71,7 +71,7 @@ def attention_of(
 
 
 def probabilities(attention: Attention, query_BNd: Tensor, context_BMd: Tensor) -> Tensor:
-    """softmax(q kᵀ / sqrt(d/n)), ``B x n x N x M`` in float32: what the fused attention of the module never shows."""
+    """softmax(q kᵀ / sqrt(d/n)), ``B x n x N x M`` in float32, which the module's fused attention does not return."""
     q, k = (
         layer(x).float().unflatten(2, (attention.heads, -1)).transpose(1, 2)
         for layer, x in ((attention.query, query_BNd), (attention.key, context_BMd))
@@ -81,7 +81,7 @@ def probabilities(attention: Attention, query_BNd: Tensor, context_BMd: Tensor) 
 
 
 def strongest_cells(x4_BCHW: Tensor) -> list[Cell]:
-    """For each image the place of X4 with the longest column."""
+    """Position of X4 with the largest norm, for each image."""
     width = x4_BCHW.shape[3]
     places = x4_BCHW.float().norm(dim=1).flatten(1).argmax(dim=1).tolist()
     return [divmod(place, width) for place in places]

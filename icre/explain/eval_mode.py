@@ -1,4 +1,4 @@
-"""A look into a network must leave no trace in it."""
+"""Temporarily switch a network to evaluation mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    """Context in which the network is in evaluation mode; afterwards each module's mode is restored."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

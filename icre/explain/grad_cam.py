@@ -1,4 +1,4 @@
-"""Grad-CAM: which places of an image a score of the network rests on (the paper's Figure 5).
+"""Grad-CAM: which regions of an image a score of the network depends on (the paper's Figure 5).
 
 Shape letters: B images, C channels, h x w the map that the head pools, H x W pixels.
 """
@@ -18,21 +18,21 @@ from icre.model.head import Output
 from icre.model.network import ICRENetwork
 
 Score = Callable[[Output], Tensor]
-"""From the head's output of B images to (B,) numbers, each of its own image alone."""
+"""Map the head's output for B images to (B,) numbers, each depending only on its own image."""
 
 
 def grad_cam(network: ICRENetwork, images_B3HW: Tensor, infrared: Tensor | bool, score: Score) -> Tensor:
-    """Where the score of each image comes from: ``B x H x W`` in [0, 1], on the images' device.
+    """Grad-CAM map of each image's score: ``B x H x W`` in [0, 1], on the images' device.
 
     With S the score and E the map that the head pools (``ICRENetwork.feature_map``), as in arXiv 1610.02391:
-    a_c = mean over places of dS/dE_c, map = ReLU(sum_c a_c E_c), enlarged to the image bilinearly and divided by its
-    largest value. A map without a positive value stays zero. The network is run in evaluation mode, so that no image
-    sees the others of its batch, and neither its modes nor its gradients change.
+    a_c = mean over positions of dS/dE_c, map = ReLU(sum_c a_c E_c), resized bilinearly to the image and divided by its
+    largest value. A map without a positive value stays zero. The network runs in evaluation mode, which keeps the
+    images of a batch independent. Its modes and gradients do not change.
     """
     with evaluating(network):
         with torch.no_grad():
             enhanced = network.feature_map(images_B3HW, infrared)
-        # The graph starts at E: what lies before it costs no memory and gets no gradient.
+        # The graph starts at E: layers before it need no memory and get no gradient.
         enhanced = enhanced.detach().requires_grad_()
         with torch.enable_grad():
             total = score(network.head(enhanced)).sum()
@@ -47,24 +47,24 @@ def grad_cam(network: ICRENetwork, images_B3HW: Tensor, infrared: Tensor | bool,
 def similarity_to(reference_BC: Tensor) -> Score:
     """Cosine of each image's embedding with its row of ``reference_BC``.
 
-    The score to explain for people that the network was not trained on: they have no class, and the cosine with an
-    image of the same person in the other modality is the very number that ranks a gallery. It asks where the
-    image holds what the *other* modality shows too, which is what ICRE is about; the norm of an embedding, say, would
-    also light up what only this modality sees. See :func:`partners` for the references.
+    The score for identities outside the training set: they have no class, and the cosine with an image of the same
+    identity in the other modality is what ranks a gallery. It highlights regions shared with the *other* modality,
+    where the norm of an embedding would also highlight clues of one modality alone. See :func:`partners` for the
+    references.
     """
     return lambda output: F.cosine_similarity(output.embeddings, reference_BC.to(output.embeddings), dim=1)
 
 
 def logit_of(classes_B: Tensor) -> Score:
-    """Logit of a class for each image: for images of the training identities."""
+    """Logit of one class for each image, for images of the training identities."""
     return lambda output: output.logits.gather(1, classes_B.to(output.logits.device)[:, None])[:, 0]
 
 
 def partners(features_ND: Tensor, records: Sequence[Record], rows: Sequence[int]) -> Tensor:
-    """``len(rows) x D``: for each row the mean unit feature of the same person's images in the other modality.
+    """``len(rows) x D``: for each row the mean unit feature of its identity in the other modality.
 
-    features_ND: those of ``records`` by the network to be explained. The mean over all images rather than one of
-    them, so that a map does not hang on a pose. Raises DataError for a person without such an image.
+    features_ND: features of ``records`` from the network to be explained. The mean over all images makes a map
+    independent of a single pose. Raises DataError for an identity without such an image.
     """
     unit = F.normalize(features_ND.float(), dim=1)
     references = []

@@ -14,10 +14,10 @@ from icre.model.network import ICRENetwork
 
 
 def mask_maps(network: ICRENetwork, images_B3HW: Tensor, infrared: Tensor | bool) -> Tensor:
-    """How much each stage may say at each place: ``B x S x H x W`` in [0, 1], one map for each of ``mpfr.stages``.
+    """Mask of each of ``mpfr.stages`` at the size of the images: ``B x S x H x W`` in [0, 1].
 
-    The masks of the map's grid, enlarged bilinearly and not rescaled. The network is run in evaluation mode and is
-    left as it was. Raises ValueError for a network without MPFR.
+    The masks are resized bilinearly and not rescaled. The network runs in evaluation mode and is left unchanged.
+    Raises ValueError for a network without MPFR.
     """
     with evaluating(network), torch.no_grad():
         masks = network.masks(images_B3HW, infrared).float()

@@ -1,4 +1,4 @@
-"""Whom to show: people and images that nobody picked for how well they look."""
+"""Evenly spaced, non-cherry-picked examples for figures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Item = TypeVar("Item")
 
 
 def spread_rows(records: Sequence[Record], *, identities: int, per_modality: int) -> list[int]:
-    """Rows of ``records``: people spread evenly over those seen in both modalities, images evenly over theirs.
+    """Rows of evenly spaced identities seen in both modalities, with evenly spaced images of each.
 
-    For each of at most ``identities`` people, in the order of their names, at most ``per_modality`` visible rows, then
+    Up to ``identities`` identities in the order of their names, each with up to ``per_modality`` visible rows and then
     as many infrared ones. With ``per_modality=1`` rows come in pairs, visible and infrared.
     """
     rows: dict[str, dict[str, list[int]]] = {}
@@ -31,6 +31,6 @@ def spread_rows(records: Sequence[Record], *, identities: int, per_modality: int
 
 
 def _evenly(items: Sequence[Item], count: int) -> list[Item]:
-    """At most ``count`` items from the first to the last, in their order."""
+    """At most ``count`` evenly spaced items from the first to the last, in order."""
     places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
     return [items[place] for place in places]

@@ -1,4 +1,4 @@
-"""Features of a few people as points of a plane, by t-SNE (the paper's Figure 4 d-f)."""
+"""t-SNE of the features of a few identities (the paper's Figure 4 d-f)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sklearn.manifold import TSNE
 from torch import Tensor
 
 FEWEST = 4
-"""Fewer points have no neighbourhood to keep."""
+"""Minimum number of points; fewer have no neighbourhood to preserve."""
 
 
 def scatter(features_ND: Tensor, *, perplexity: float = 30.0, seed: int = 0) -> NDArray[np.float64]:
-    """``n x 2`` places of n features, near ones near each other: t-SNE from the first two principal components.
+    """``n x 2`` positions of n features by t-SNE, initialised with the first two principal components.
 
-    Rows are brought to length 1 first, so that neighbours are those of the cosine distance, by which retrieval ranks.
-    ``perplexity``, about the number of neighbours that a point keeps, is at most (n - 1) / 3. What a picture tells is
-    who is near whom; the distances between clusters, their sizes and the axes mean nothing. Features that are all
-    alike lie at one place. Raises ValueError for fewer than 4 features, and for ones that are not finite.
+    Rows are scaled to length 1 first, so neighbours are those of the cosine distance, which ranks retrieval.
+    ``perplexity``, roughly the number of neighbours per point, is capped at (n - 1) / 3. Only neighbourhoods are
+    meaningful: distances between clusters, cluster sizes and axes are not. Equal features share one position. Raises
+    ValueError for fewer than 4 features and for features that are not finite.
     """
     count = len(features_ND)
     if count < FEWEST:
@@ -26,10 +26,10 @@ def scatter(features_ND: Tensor, *, perplexity: float = 30.0, seed: int = 0) -> 
     unit = torch.nn.functional.normalize(features_ND.double(), dim=1).cpu().numpy()
     if not np.isfinite(unit).all():
         raise ValueError("features that are not finite have no place in the plane")
-    # Rounding alone would be blown up to a cloud.
+    # t-SNE would magnify rounding errors into a cloud.
     if np.ptp(unit, axis=0).max() < 1e-6:
         return np.zeros((count, 2))
-    # Exact, not by trees: a few hundred points take seconds, and rounding then changes fewer neighbours.
+    # Exact rather than Barnes-Hut: takes seconds for a few hundred points and is less sensitive to rounding.
     embedding = TSNE(
         2, perplexity=min(perplexity, (count - 1) / 3), init="pca", method="exact", random_state=seed
     ).fit_transform(unit)

@@ -1,4 +1,4 @@
-"""From where one token of SDCE reads: its attention over images, a row for each stage of the cascade."""
+"""Attention of one SDCE token over images, one row per stage of the cascade."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from icre.figures.overlays import Map, Overlay, overlay_grid
 
 @dataclass(frozen=True, eq=False)
 class AttentionSample:
-    """An image, one of its tokens, and from where that token reads."""
+    """An image, one of its tokens, and that token's attention in each stage."""
 
     image: NDArray[np.uint8]
     """(H, W, 3), the same shape for all images of a figure."""
@@ -32,8 +32,8 @@ def attention_map(
 ) -> Figure:
     """Images with the chosen token framed, below them its attention in each stage; visible left, infrared right.
 
-    stages: name of each stage, as "cross-attention". Each map has its own colour scale from 0 to its largest value; how
-    many times that is the value of attention that reads everywhere alike stands under it.
+    stages: name of each stage ("cross-attention"). Each map has its own colour scale from 0 to its largest value, which
+    is printed below as a multiple of uniform attention.
     """
     sides = ([_column(attended) for attended in side] for side in (visible, infrared))
     scale = ("0", "largest value of the map, under it as a multiple of even attention")

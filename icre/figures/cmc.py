@@ -1,4 +1,4 @@
-"""CMC curves: how often the right person is among the first k answers."""
+"""CMC curves: share of queries with a match among the first k gallery images."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from icre.figures import style
 
 LABEL_IN = 1.9
-"""Room for a label in the legend of a column, before the rank-1; inches."""
+"""Width of a label in the legend of a column, before the rank-1; inches."""
 
 
 @style.styled
 def cmc_curves(curves: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> Figure:
-    """One curve for each of any number of labels: ``cmc[k-1]`` is CMC@k in [0, 1], drawn in percent over k = 1, 2, ...
+    """One curve per label: ``cmc[k-1]`` is CMC@k in [0, 1], drawn in percent over k = 1, 2, ...
 
     The legend lists the curves from best to worst rank-1, with that value.
     """
@@ -37,7 +37,7 @@ def cmc_curves(curves: Mapping[str, Sequence[float] | NDArray[np.float64]]) -> F
     if not curves:
         style.say(axes, "nothing evaluated yet")
         return figure
-    # Below the axes, a legend hides no curve, wherever the curves run.
+    # Below the axes, the legend hides no curve.
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: -float(np.asarray(list(curves.values())[i])[0]))
     legend = figure.legend(

@@ -1,4 +1,4 @@
-"""Several trainings beside each other: loss and validation metrics over the steps."""
+"""Comparison of trainings: loss and validation metrics over the steps."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PANELS = (
     ("Validation rank-1, %", "validation", "rank1"),
     ("Validation mAP, %", "validation", "mAP"),
 )
-"""Title, kind of the rows, and key."""
+"""Title, row kind and key of each panel."""
 
 
 @style.styled
 def training_comparison(runs: Mapping[str, Rows]) -> Figure:
-    """Three panels with a curve for each run, from the rows of their metrics.jsonl.
+    """Three panels with one curve per run, from the rows of their metrics.jsonl.
 
     The total loss as a running mean, validation rank-1 and mAP in percent. A run has the same colour and dashes in all
-    panels; a panel for which no run has rows says so.
+    panels. A panel without rows shows a message.
     """
     figure, panels = style.panels(len(PANELS), width_in=style.PAGE_IN, height_in=2.35)
     for axes, (title, kind, key) in zip(panels, PANELS, strict=True):

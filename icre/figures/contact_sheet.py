@@ -1,4 +1,4 @@
-"""Contact sheet of a data set: what its people look like in both modalities, at the stored resolution."""
+"""Contact sheet of a data set: images of its identities in both modalities, at the stored resolution."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from icre.figures import style
 
 DPI = 150
-"""Of the figure: at this resolution every pixel of an image is one of the file, or a whole number of them a side."""
+"""Resolution of the figure, at which an image pixel is a whole number of pixels of the file per side."""
 SMALLEST_TILE = 80
-"""Images narrower than this are enlarged until they are not, so that captions fit under them; pixels."""
+"""Minimum image width, to which narrower images are enlarged to fit their captions; pixels."""
 MARGIN, LABEL, GAP, MIDDLE, CAPTION, TITLE, HEADER = 24, 132, 8, 48, 38, 44, 36
-"""Around everything, for an identity's name, between images, between modalities, under an image, for the title and
-above the columns; pixels."""
+"""Outer margin, width of an identity's name, gap between images, gap between modalities, height of a caption, of the
+title and of the column headers; pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Tile:
 
 @dataclass(frozen=True, eq=False)
 class ContactRow:
-    """One identity."""
+    """Images of one identity."""
 
     identity: str
     split: str
@@ -44,7 +44,7 @@ class ContactRow:
 def contact_sheet(rows: Sequence[ContactRow], *, title: str) -> Figure:
     """One row for each identity (at least one): visible images left, infrared ones right, cameras under them.
 
-    Saved with ``dpi="figure"``, images keep their pixels, each repeated a whole number of times where images are small.
+    Saved with ``dpi="figure"``, images keep their pixels; those of small images are repeated a whole number of times.
     """
     height, width = rows[0].visible[0].image.shape[:2]
     zoom = -(-SMALLEST_TILE // width)
@@ -68,7 +68,7 @@ def contact_sheet(rows: Sequence[ContactRow], *, title: str) -> Figure:
 
 
 def _canvas(width: int, height: int) -> tuple[Figure, Axes]:
-    """A figure whose one axes counts its pixels from the upper left corner."""
+    """A figure with one axes in pixels from the upper left corner."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -78,7 +78,7 @@ def _canvas(width: int, height: int) -> tuple[Figure, Axes]:
 
 def _place(axes: Axes, shown: Tile, left: int, top: int, size: tuple[int, int]) -> None:
     extent = (left, left + size[0], top + size[1], top)
-    # Above the text: a wide name goes behind its neighbour.
+    # Above the text: a wide name is covered by its neighbour.
     axes.imshow(shown.image, extent=extent, aspect="auto", interpolation="nearest", zorder=4)
     camera = style.shortened(f"cam {shown.camera}", (size[0] + GAP) // 9)
     _write(axes, left + size[0] / 2, top + size[1] + 4, camera, size=6.5, color=style.MUTED, ha="center")

@@ -33,10 +33,10 @@ class Distances(NamedTuple):
 def distance_histograms(
     models: Sequence[Distances | tuple[str, Numbers, Numbers, Numbers, float, float]],
 ) -> Figure:
-    """One panel for each model: same person blue, different people green, their means as lines.
+    """One panel per model: same person blue, different people green, their means as lines.
 
-    Heights are shares of the pairs of their kind in percent, since there are far more pairs of different
-    people. All panels have the same distances, so that they can be compared; three stand in a row.
+    Heights are percentages of the pairs of each kind, since there are far more pairs of different people. All panels
+    have the same distance axis for comparison, with three panels in a row.
     """
     known = [Distances(*model) for model in models]
     figure, panels = style.panels(max(1, len(known)), width_in=style.PAGE_IN, height_in=2.5, columns=3)
@@ -47,7 +47,7 @@ def distance_histograms(
         style.title(axes, model.label, beside=min(3, len(known)), pad=16)
         _histogram(axes, model)
         axes.sharex(panels[0])
-        # A network whose features are all alike fills one bin: on a shared scale it would flatten the others.
+        # A network with nearly equal features fills a single bin and would flatten the others on a shared scale.
         highest = max(_shares(counts).max() for counts in (model.intra, model.inter))
         axes.set_ylim(0, 1.08 * highest or 1)
     panels[0].set(xlim=_span(known), ylabel="share of pairs, %")
@@ -78,7 +78,7 @@ def _shares(counts: Numbers) -> NDArray[np.float64]:
 
 
 def _span(models: Sequence[Distances]) -> tuple[float, float]:
-    """From the first to the last bin with a pair in any of the models, and one bin of air."""
+    """Range from the first to the last bin with a pair in any model, padded by one bin."""
     low, high = [], []
     for model in models:
         edges = np.asarray(model.edges, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Where models look: Grad-CAM maps over images, a row for each model (the paper's Figure 5)."""
+"""Grad-CAM maps over images, one row per model (the paper's Figure 5)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from icre.figures.overlays import Map, Overlay, overlay_grid
 
 @dataclass(frozen=True, eq=False)
 class GradCamSample:
-    """An image, and what each model looks at in it."""
+    """An image and its Grad-CAM map for each model."""
 
     image: NDArray[np.uint8]
     """(H, W, 3), the same shape for all images of a figure."""
     caption: str
     heat: Mapping[str, Map]
-    """Name of a model to its map, (h, w) in [0, 1]; the same models, in the same order, for all images."""
+    """Name of a model to its map, (h, w) in [0, 1]; same models and order for all images."""
 
 
 @style.styled
 def heat_rows(visible: Sequence[GradCamSample], infrared: Sequence[GradCamSample]) -> Figure:
-    """Images in the first row, below them the same images under each model's heat; visible left, infrared right.
+    """Images in the first row, below them the same images with each model's map; visible left, infrared right.
 
-    A map without any heat, which looks like a dark image, is marked "nowhere".
+    An all-zero map, which looks like a dark image, is marked "nowhere".
     """
     shown = [*visible, *infrared]
     names = list(shown[0].heat) if shown else []

@@ -1,4 +1,4 @@
-"""Which stage MPFR listens to where: its masks over images, a row for each stage."""
+"""MPFR's spatial masks over images, one row per stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from icre.figures.overlays import Map, Overlay, overlay_grid
 
 @dataclass(frozen=True, eq=False)
 class MaskSample:
-    """An image and the masks that MPFR gave it."""
+    """An image and its MPFR masks."""
 
     image: NDArray[np.uint8]
     """(H, W, 3), the same shape for all images of a figure."""
@@ -26,10 +26,10 @@ class MaskSample:
 
 @style.styled
 def mask_overlays(visible: Sequence[MaskSample], infrared: Sequence[MaskSample], *, stages: Sequence[int]) -> Figure:
-    """Images in the first row, below them the same images under the mask of each stage; visible left, infrared right.
+    """Images in the first row, below them the same images with each stage's mask; visible left, infrared right.
 
-    stages: number of the backbone's stage of each mask. Colours go from the smallest to the largest value in a row,
-    which stand at its left: masks often differ little from place to place, and from 0 to 1 nothing would show.
+    stages: backbone stage number of each mask. Colours span the smallest to the largest value of a row, printed at its
+    left: masks often vary little, which a scale from 0 to 1 would hide.
     """
     spans = _spans([*visible, *infrared], len(stages))
     names = [f"stage {stage} {low:.3f}–{high:.3f}" for stage, (low, high) in zip(stages, spans, strict=True)]

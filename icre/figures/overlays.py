@@ -1,4 +1,4 @@
-"""Images with maps over them: what the pictures of heat, masks and attention have in common."""
+"""Grid of images with overlaid maps, shared by the Grad-CAM, mask and attention figures."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from numpy.typing import NDArray
 from icre.figures import style
 
 SCALE = matplotlib.colormaps["inferno"]
-"""Grows lighter all the way, so that it reads the same for colour-blind eyes and in grey print."""
+"""Monotonic in lightness: readable for colour-blind readers and in greyscale print."""
 VEIL = 0.6
 """Share of the map's colour in an overlay; the rest is the image in grey."""
 LABEL_IN, GAP_IN, MIDDLE_IN, ABOVE_IN, BELOW_IN, BAR_IN = 1.02, 0.05, 0.2, 0.24, 0.14, 0.27
-"""Width of the rows' labels, air between images and between the modalities, height of the modalities' names, of a
-caption under an image, and of the colour scale; inches."""
+"""Width of row labels, gap between images, gap between modalities, height of the modality names, of a caption and of
+the colour scale; inches."""
 BAR_LENGTH_IN = 1.2
 LARGEST_IN = (0.8, 2.0)
-"""Greatest width and height of an image, inches: few images are not blown up to the page."""
+"""Maximum width and height of an image, inches; keeps a few images from filling the page."""
 
 Map = NDArray[np.floating]
 
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A column of the grid: an image, and under it the same image with each of its maps over it."""
+    """A column of the grid: an image, and below it the same image with each of its maps."""
 
     image: NDArray[np.uint8]
     """(H, W, 3)."""
     caption: str
-    """Under the image: whom it shows."""
+    """Text below the image: its identity."""
     maps: Sequence[Map]
-    """(h, w) each, one for each row of the grid; of any size, drawn over the whole image."""
+    """(h, w) each, one per row of the grid; of any size, stretched over the whole image."""
     notes: Sequence[str] = ()
-    """Under each map, or none at all; every column of a grid has them, or none."""
+    """Text below each map, or empty; all columns of a grid have notes, or none."""
     cell: tuple[int, int] | None = None
-    """Row and column in the grid of the first map that is framed in the image."""
+    """Cell to frame in the image: row and column in the grid of the first map."""
 
 
 def blend(image: NDArray[np.uint8], values_hw: Map) -> NDArray[np.uint8]:
-    """The image in grey under the colours of ``values_hw`` in [0, 1]: (H, W, 3). A coarser map becomes blocks."""
+    """The grey image blended with the colours of ``values_hw`` in [0, 1]: (H, W, 3). A coarser map becomes blocks."""
     height, width = image.shape[:2]
     rows = np.arange(height) * values_hw.shape[0] // height
     columns = np.arange(width) * values_hw.shape[1] // width
@@ -59,9 +59,9 @@ def blend(image: NDArray[np.uint8], values_hw: Map) -> NDArray[np.uint8]:
 def overlay_grid(
     visible: Sequence[Overlay], infrared: Sequence[Overlay], *, rows: Sequence[str], scale: tuple[str, str]
 ) -> Figure:
-    """Images in the first row, their maps below, a row for each name; visible images left, infrared ones right.
+    """Images in the first row, their maps below, one row per name; visible images left, infrared ones right.
 
-    ``scale``: what the darkest and the lightest colour stand for. Maps are drawn as they are, in [0, 1].
+    ``scale``: labels of the darkest and the lightest colour. Maps are drawn unscaled, in [0, 1].
     """
     columns = [*visible, *infrared]
     if not columns:
@@ -84,14 +84,14 @@ def overlay_grid(
 
 
 class _Layout(NamedTuple):
-    """Where things lie, inches from the upper left corner."""
+    """Positions in inches from the upper left corner."""
 
     tile: tuple[float, float]
     """Width and height of every image."""
     lefts: list[float]
-    """Of each column."""
+    """Left edge of each column."""
     tops: list[float]
-    """Of each row, and where the last one ends."""
+    """Top edge of each row, and the bottom of the last row."""
 
 
 def _layout(visible: int, infrared: int, rows: Sequence[str], first: Overlay) -> _Layout:
@@ -108,7 +108,7 @@ def _layout(visible: int, infrared: int, rows: Sequence[str], first: Overlay) ->
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure whose one axes counts inches from the upper left corner."""
+    """A figure with one axes in inches from the upper left corner."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -117,7 +117,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _place(axes: Axes, column: Overlay, number: int, corner: tuple[float, float], tile: tuple[float, float]) -> None:
-    """The image of a column (``number`` 0), or its image under one of its maps."""
+    """Draw the image of a column (``number`` 0), or the image with one of its maps."""
     x, y = corner
     picture = column.image if number == 0 else blend(column.image, column.maps[number - 1])
     axes.imshow(picture, extent=(x, x + tile[0], y + tile[1], y), aspect="auto", interpolation="nearest")
@@ -127,13 +127,13 @@ def _place(axes: Axes, column: Overlay, number: int, corner: tuple[float, float]
     if column.cell is not None:
         cell = (tile[0] / column.maps[0].shape[1], tile[1] / column.maps[0].shape[0])
         place = (x + column.cell[1] * cell[0], y + column.cell[0] * cell[1])
-        # Light on dark: one of the two shows on any image.
+        # Light on dark: one of the two is visible on any image.
         for colour, line in ((style.INK, 2.2), ("white", 1.0)):
             axes.add_artist(Rectangle(place, *cell, fill=False, edgecolor=colour, linewidth=line))
 
 
 def _bar(axes: Axes, x: float, y: float, scale: tuple[str, str]) -> None:
-    """The colours as they look over a medium grey, and what the ends stand for."""
+    """Draw the colour scale over a medium grey, with the labels of its ends."""
     ramp = blend(np.full((1, 256, 3), 128, np.uint8), np.linspace(0, 1, 256)[None])
     axes.imshow(ramp, extent=(x, x + BAR_LENGTH_IN, y + 0.1, y), aspect="auto")
     _write(axes, x - 0.06, y + 0.05, scale[0], size=6.5, ha="right", va="center")
@@ -141,7 +141,7 @@ def _bar(axes: Axes, x: float, y: float, scale: tuple[str, str]) -> None:
 
 
 def _wrapped(label: str) -> str:
-    """A row's label in at most four lines that fit beside the images."""
+    """A row's label wrapped to at most four lines that fit beside the images."""
     lines = textwrap.wrap(label, 12, max_lines=4, placeholder="…", break_long_words=False)
     return "\n".join(style.fitted(line, LABEL_IN - 0.12, size=7.5, weight="bold") for line in lines)
 

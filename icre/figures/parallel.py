@@ -1,4 +1,4 @@
-"""Parallel coordinates: one line a training, through its hyper-parameters to what it reached."""
+"""Parallel coordinates: one line per training, through its hyper-parameters to its result."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Line:
     """One training."""
 
     values: Mapping[str, Any]
-    """Hyper-parameter to value; one that is not there leaves a gap at its axis."""
+    """Hyper-parameter to value; a missing one leaves a gap at its axis."""
     reached: float
-    """The metric, in [0, 1]."""
+    """Metric value in [0, 1]."""
     is_best: bool = False
 
 
@@ -32,9 +32,9 @@ class Line:
 def parallel_coordinates(
     lines: Sequence[Line], keys: Sequence[str], metric: str, *, logarithmic: Sequence[str] = ()
 ) -> Figure:
-    """An axis for each of ``keys`` and, last, ``metric`` in percent, which also colours the lines; the best is thick.
+    """One axis per key and, last, ``metric`` in percent, which also colours the lines; the best line is thick.
 
-    Numbers are spaced by their size, or by their logarithm for the keys in ``logarithmic``; words evenly.
+    Numbers are spaced by value, or by logarithm for the keys in ``logarithmic``; words are spaced evenly.
     """
     figure, (axes,) = style.panels(1, width_in=style.PAGE_IN, height_in=2.8, columns=1)
     if not lines:
@@ -75,13 +75,13 @@ def parallel_coordinates(
                 va="center",
                 parse_math=False,
                 zorder=4,
-                path_effects=[withStroke(linewidth=1.5, foreground="white")],  # lines run through them
+                path_effects=[withStroke(linewidth=1.5, foreground="white")],  # lines cross the labels
             )
     return figure
 
 
 class _Scale:
-    """From a value to its height on an axis, 0 to 1."""
+    """Map from a value to its height on an axis, 0 to 1."""
 
     def __init__(self, values: Sequence[Any], logarithmic: bool) -> None:
         self._numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
@@ -91,7 +91,7 @@ class _Scale:
         self._order = {short(value): place for place, value in enumerate(self._values)}
 
     def place(self, value: Any) -> float:
-        """A single value is in the middle."""
+        """Height of a value; a single value is in the middle."""
         if len(self._values) < 2:
             return 0.5
         if not self._numeric:
@@ -102,7 +102,7 @@ class _Scale:
         return (own - low) / (high - low)
 
     def ticks(self) -> list[Any]:
-        """All values of a few, else some that are spread over the axis."""
+        """All values if there are few, else a selection spread over the axis."""
         if len(self._values) <= MOST_TICKS:
             return self._values
         if not self._numeric:

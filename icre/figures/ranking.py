@@ -1,4 +1,4 @@
-"""Ranked retrieval lists: a query and the gallery images nearest to it, right and wrong ones framed."""
+"""Ranked retrieval lists: a query and its nearest gallery images, framed as right or wrong."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from icre.figures import style
 
 GAP, QUERY_GAP, CAPTION, HEADER = 0.14, 0.45, 0.7, 0.3
-"""Air between images, beside the query, room for a caption and for the header; in image widths."""
+"""Gap between images, gap beside the query, height of a caption and of the header; in image widths."""
 RIGHT, WRONG = "#00805E", style.RED
-"""Dark enough to be read as text too."""
+"""Dark enough to be legible as text."""
 
 
 @dataclass(frozen=True, eq=False)
 class RankedImage:
-    """An image in a list."""
+    """An image in a ranked list."""
 
     image: NDArray[np.uint8] | None
     """(H, W, 3); None draws a grey field with the path."""
@@ -30,7 +30,7 @@ class RankedImage:
     camera: str
     path: str
     distance: float | None = None
-    """To the query; None for the query itself."""
+    """Distance to the query; None for the query itself."""
     match: bool | None = None
     """Whether it shows the query's person; None for the query itself."""
 
@@ -45,10 +45,10 @@ class RankedList:
 
 @style.styled
 def ranked_list(lists: Sequence[RankedList]) -> Figure:
-    """One row for each query: the query left, its gallery right, nearest first.
+    """One row per query: the query left, its gallery right, nearest first.
 
-    Right images have a solid green frame and a check mark, wrong ones a dashed red frame and a cross. Under
-    each stand its distance and camera. Images are drawn with the shape of the first one.
+    Right images have a solid green frame and a check mark, wrong ones a dashed red frame and a cross, with distance
+    and camera below. Images are drawn with the shape of the first one.
     """
     columns = max((len(entry.gallery) for entry in lists), default=0)
     ratio = _aspect(lists)
@@ -110,7 +110,7 @@ def _write(
 
 
 def _broken(path: str) -> str:
-    """A path over several lines, broken after its slashes first."""
+    """A path wrapped over several lines, preferably after slashes."""
     parts = path.replace("/", "/\n").split("\n")
     return "\n".join(line for part in parts for line in textwrap.wrap(part, 13))
 

@@ -1,4 +1,4 @@
-"""Features of a few people in the plane, model beside model (the paper's Figure 4 d-f)."""
+"""Scatter plots of the features of a few identities, one panel per model (the paper's Figure 4 d-f)."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from icre.figures import style
 
 COLOURS = (*style.CYCLE, style.INK)
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<")
-"""One more than there are colours: 56 people differ in one of the two at least, seven in both."""
+"""One more than the colours: 56 identities differ in at least one of the two, seven in both."""
 AREA = 18.0
-"""Of a mark, square points."""
+"""Area of a mark, square points."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scatter:
-    """The points of one model."""
+    """Points of one model."""
 
     label: str
     points: NDArray[np.float64]
-    """(n, 2)."""
+    """(n, 2) positions."""
     identities: Sequence[str]
-    """Whom each point shows."""
+    """Identity of each point."""
     infrared: Sequence[bool]
-    """Whether in infrared."""
+    """Whether each point is an infrared image."""
 
 
 @style.styled
 def feature_scatter(models: Sequence[Scatter]) -> Figure:
-    """One panel for each model, three in a row. Colour and shape: the identity, the same in all panels.
+    """One panel per model, three in a row. Colour and shape encode the identity, the same in all panels.
 
-    Filled marks are visible images, hollow ones infrared. The axes have no meaning and so no numbers; each panel is
+    Filled marks are visible images, hollow ones infrared. The axes have no meaning and no numbers. Each panel is
     scaled to its own points.
     """
     figure, panels = style.panels(max(1, len(models)), width_in=style.PAGE_IN, height_in=2.5, columns=3)

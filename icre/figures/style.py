@@ -1,4 +1,4 @@
-"""The one look of all figures: print sizes, quiet axes, colours that colour-blind readers can tell apart."""
+"""House style of all figures: print sizes, plain axes, colours suitable for colour-blind readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAGE_IN = 7.0
 LINE_IN = 0.15
 """Height of a line of a legend, inches."""
 LEGEND_SPACING = 1.2
-"""Between the columns of a legend, in letters' heights."""
+"""Space between the columns of a legend, in font sizes."""
 
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY = "#CC79A7", "#56B4E9"
@@ -36,7 +36,7 @@ DASHES = (
     (0, (8, 2)),
     (0, (3, 1, 1, 1, 1, 1)),
 )
-"""Line styles in order, so that curves differ in print without colour too."""
+"""Line styles in order, to distinguish curves in print without colour."""
 
 _RC: Any = {
     "font.family": "DejaVu Sans",
@@ -75,11 +75,11 @@ _RC: Any = {
     "figure.facecolor": "white",
     "svg.fonttype": "path",
     "svg.hashsalt": "icre",
-    # Whole TrueType fonts, which publishers accept and readers can search and copy.
+    # Embedded TrueType fonts: accepted by publishers, with searchable text.
     "pdf.fonttype": 42,
 }
 PRINT_DPI = 300
-"""Of what is made of pixels in a printed figure."""
+"""Resolution of raster content in printed figures."""
 
 Kind = Literal["svg", "webp", "png", "pdf"]
 
@@ -87,7 +87,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Run a figure function with the house style; matplotlib's own settings are as before afterwards."""
+    """Run a figure function with the house style; matplotlib's settings are restored afterwards."""
 
     @functools.wraps(draw)
     def wrapper(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
@@ -98,7 +98,7 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 
 
 def panels(count: int, *, width_in: float, height_in: float, columns: int | None = None) -> tuple[Figure, list[Axes]]:
-    """A figure with ``count`` panels side by side, at most ``columns`` in a row; ``height_in`` is that of a row."""
+    """A figure with ``count`` panels side by side, at most ``columns`` in a row; ``height_in`` is per row."""
     columns = min(count, columns or count)
     rows = -(-count // columns)
     figure = Figure(figsize=(width_in, rows * height_in), layout="constrained")
@@ -106,29 +106,29 @@ def panels(count: int, *, width_in: float, height_in: float, columns: int | None
 
 
 def curve(index: int) -> dict[str, Any]:
-    """Colour and dashes of the curve with this number: 36 different pairs, the first six differing in both."""
+    """Colour and dashes of the curve with this index: 36 different pairs, the first six differing in both."""
     turn = index // len(CYCLE)
     return {"color": CYCLE[index % len(CYCLE)], "linestyle": DASHES[(index + turn) % len(DASHES)]}
 
 
 def say(axes: Axes, message: str) -> None:
-    """Put a message in place of data that are not there."""
+    """Show a message in place of missing data."""
     axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=MUTED)
     axes.set(xticks=[], yticks=[])
 
 
 def title(axes: Axes, name: str, *, beside: int = 1, **options: Any) -> None:
-    """A panel's title, taken as it is and cut to a panel that is one of ``beside`` on the width of a page."""
+    """Set a panel's title, without math parsing, cut to the width of one of ``beside`` panels on a page."""
     room = PAGE_IN / beside - 0.4
     text = fitted(name, room, size=_RC["axes.titlesize"], weight=_RC["axes.titleweight"])
     axes.set_title(text, parse_math=False, **options)
 
 
 def figure_legend(figure: Figure, handles: Sequence[Artist], *, handlelength: float) -> None:
-    """One legend under all panels of a page, in as many columns as fit, read row by row; long labels are cut."""
+    """One legend under all panels of a page, in as many columns as fit, in row order; long labels are cut."""
     size = _RC["legend.fontsize"]
     labels = [fitted(str(handle.get_label()), PAGE_IN - 1, size=size) for handle in handles]
-    # The key, the space between it and the label, and the one to the next column.
+    # The key, the space between key and label, and the space to the next column.
     widest_in = size / 72 * (handlelength + 0.8 + LEGEND_SPACING) + max(text_width_in(one, size=size) for one in labels)
     columns = min(len(labels), max(1, int(PAGE_IN / widest_in)))
     rows = -(-len(labels) // columns)
@@ -144,22 +144,22 @@ def figure_legend(figure: Figure, handles: Sequence[Artist], *, handlelength: fl
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    # The panels keep their height, however long the legend is.
+    # Grow the figure so that the panels keep their height.
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + LINE_IN * (rows - 1))
 
 
 def plain_legend(axes: Axes) -> None:
-    """A legend that takes labels as they are: a dollar sign in a name is no formula."""
+    """Disable math parsing in a legend: a dollar sign in a name is not a formula."""
     for text in axes.legend().get_texts():
         text.set_parse_math(False)
 
 
 def encode(figure: Figure, kind: Kind) -> bytes:
-    """The figure as the content of a file; the same figure gives the same bytes.
+    """File content of the figure; equal figures give equal bytes.
 
-    ``svg`` (text is outlines) and ``webp`` are for screens; ``png``, at 300 dots an inch, and ``pdf``, with its fonts
-    inside, are for print.
+    ``svg`` (text as outlines) and ``webp`` are for screens. ``png``, at 300 dpi, and ``pdf``, with embedded fonts, are
+    for print.
     """
     sink = io.BytesIO()
     with matplotlib.rc_context(_RC):
@@ -177,14 +177,14 @@ def encode(figure: Figure, kind: Kind) -> bytes:
 
 
 def text_width_in(text: str, *, size: float, weight: str = "normal") -> float:
-    """Width of a line of text as it is printed, inches."""
+    """Printed width of a line of text, inches."""
     font = FontProperties(family=_RC["font.family"], size=size, weight=weight)
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
     return float(width) / 72
 
 
 def fitted(text: str, width_in: float, *, size: float, weight: str = "normal") -> str:
-    """``text``, or as much of its beginning as fits into ``width_in`` inches, and an ellipsis."""
+    """``text``, truncated with an ellipsis to fit into ``width_in`` inches."""
     if text_width_in(text, size=size, weight=weight) <= width_in:
         return text
     kept = len(text)
@@ -194,5 +194,5 @@ def fitted(text: str, width_in: float, *, size: float, weight: str = "normal") -
 
 
 def shortened(name: str, limit: int) -> str:
-    """``name``, or its beginning and an ellipsis, in ``limit`` characters at most."""
+    """``name``, truncated with an ellipsis to at most ``limit`` characters."""
     return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -16,27 +16,27 @@ from icre.statistics import Spread
 METRICS = {"rank1": "rank-1", "mAP": "mAP"}
 MARKERS = ("o", "s")
 APART = 0.07
-"""Half the distance between the marks of the two metrics at one value, so that neither hides the other's bars."""
+"""Half the distance between the marks of the two metrics at one value, to keep both error bars visible."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One hyper-parameter and what its values reached."""
+    """One hyper-parameter and the results of its values."""
 
     name: str
-    """As on the axis: "λ"."""
+    """Axis label: "λ"."""
     points: Mapping[float, Mapping[str, Sequence[float]]]
-    """Value to metric ("rank1", "mAP") to one result in [0, 1] for each seed; none yet is an empty list."""
+    """Value to metric ("rank1", "mAP") to one result in [0, 1] per seed; an empty list if there are none yet."""
     chosen: float | None = None
-    """The value that the recipe takes."""
+    """Value in the recipe."""
 
 
 @style.styled
 def sweep_curves(sweeps: Sequence[Sweep], *, split: str = "test") -> Figure:
-    """One panel for each hyper-parameter: mean over the seeds in percent, bars of one sample standard deviation.
+    """One panel per hyper-parameter: mean over the seeds in percent, bars of one sample standard deviation.
 
-    Values are spaced evenly in ascending order, for they often crowd at one end. The chosen one has a grey band. A
-    value with one seed has no bar, one without results is left out. split: whose metrics they are, for the axis.
+    Values are spaced evenly in ascending order, as they often crowd at one end. The chosen one has a grey band. Values
+    with one seed have no bar, values without results are omitted. split: name of the evaluated split, for the axis.
     """
     figure, panels = style.panels(max(1, len(sweeps)), width_in=style.PAGE_IN, height_in=2.5, columns=2)
     if not sweeps:

@@ -26,9 +26,9 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 def training_curves(metrics: Rows) -> Figure:
     """Three panels from the rows of metrics.jsonl (docs/method.md section 2 names the loss terms).
 
-    Rows of kind ``step``: every numeric key that is no bookkeeping is a loss term; ``lr`` is the learning
+    Rows of kind ``step``: every numeric key except bookkeeping is a loss term; ``lr`` is the learning
     rate. Rows of kind ``validation``: ``rank1``, ``mAP``, ``mINP`` in [0, 1], drawn in percent. Thin lines
-    are the logged values, thick ones their running mean. A panel without rows says so.
+    are the logged values, thick ones their running mean. A panel without rows shows a message.
     """
     steps = [row for row in metrics if row["kind"] == "step"]
     validations = [row for row in metrics if row["kind"] == "validation"]
@@ -44,7 +44,7 @@ def training_curves(metrics: Rows) -> Figure:
 
 
 def loss_terms(steps: Rows) -> list[str]:
-    """Names of the loss terms, in the order in which they appear."""
+    """Names of the loss terms, in order of appearance."""
     names = {
         name: None
         for row in steps
@@ -55,7 +55,7 @@ def loss_terms(steps: Rows) -> list[str]:
 
 
 def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Mean of the last ``window`` values at each place; of all so far where there are fewer."""
+    """Mean of the last ``window`` values at each position, or of all so far if there are fewer."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)
@@ -63,12 +63,12 @@ def running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64
 
 
 def smoothing_window(points: int) -> int:
-    """How many of so many values a running mean takes together."""
+    """Window of the running mean for a number of points."""
     return max(1, round(points * SMOOTHING_SHARE))
 
 
 def series(rows: Rows, name: str) -> Series:
-    """Steps and values of a key, of the rows that have it."""
+    """Steps and values of a key, from the rows that have it."""
     present = [row for row in rows if row.get(name) is not None]
     x = np.array([row["step"] for row in present], dtype=np.float64)
     return x, np.array([row[name] for row in present], dtype=np.float64)
@@ -108,7 +108,7 @@ def _rate(axes: Axes, steps: Rows) -> None:
         style.say(axes, "no steps logged yet")
         return
     axes.plot(x, y, color=style.BLUE, **dots(len(y)))
-    # A schedule with drops by ten shows only its first part on a linear axis.
+    # On a linear axis, a schedule with drops by ten shows only its first part.
     if y.min() > 0 and y.max() / y.min() > LOG_SCALE_RATIO:
         axes.set_yscale("log")
     else:
@@ -117,5 +117,5 @@ def _rate(axes: Axes, steps: Rows) -> None:
 
 
 def dots(points: int) -> dict[str, Any]:
-    """Points are marked while they can be told apart; a single one would be invisible without."""
+    """Marker style: points are marked while few enough to distinguish; a single point needs a marker."""
     return {"marker": "o"} if points <= 30 else {}

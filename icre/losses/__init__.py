@@ -1,1 +1,1 @@
-"""The training losses: ICG, the triplets it is compared with, and the total objective."""
+"""The training losses: ICG, the triplet losses for comparison, and the total objective."""

@@ -1,6 +1,6 @@
-"""Identity Clues Guided loss, and the modality centres and distances it is made of (docs/method.md section 2).
+"""Identity Clues Guided loss, with its modality centres and distances (docs/method.md section 2).
 
-Shape letters: B images, D feature channels, K centres (one an identity and modality present in the batch).
+Shape letters: B images, D feature channels, K centres (one per identity and modality present in the batch).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icre import config
 
-# Which of an identity's two centres pull an image, as the bit that turns the image's own slot into theirs.
+# Centres that pull an image, as the bits to XOR with the image's own slot.
 _PULLING = {"cross": (1,), "both": (0, 1), "joint": (0,)}
 
 
@@ -25,14 +25,14 @@ class ICGTerms(NamedTuple):
 
 
 class Centers(NamedTuple):
-    """Mean feature of identity p in modality m, in slot 2 p + m; p counts in order, m = 1 is infrared."""
+    """Mean feature of identity p in modality m, in slot 2 p + m; p counts identities in order, m = 1 is infrared."""
 
     means: Tensor
     """2P x D; zeros where ``present`` is false."""
     present: Tensor
     """2P, bool: whether the batch holds an image of that identity and modality."""
     slot_of_row: Tensor
-    """B: the centre that each image belongs to. ``slot_of_row ^ 1`` is the same identity's other one."""
+    """B: slot of each image's centre. ``slot_of_row ^ 1`` is the same identity's other centre."""
 
 
 def icg_loss(features_BD: Tensor, pids_B: Tensor, infrared_B: Tensor, settings: config.Icg) -> ICGTerms:
@@ -43,13 +43,13 @@ def icg_loss(features_BD: Tensor, pids_B: Tensor, infrared_B: Tensor, settings: 
         pull = mean over i          of [ ||f_i - c_{y_i}^{m̄_i}|| - rho1 ]_+
         push = mean over p != q,m,n of [ rho2 - ||c_p^m - c_q^n|| ]_+
 
-    Other readings of "modality-aware centres", for the ablation: ``centers="both"`` pulls an image to either
-    centre of its identity (mean over i and m of [ ||f_i - c_{y_i}^m|| - rho1 ]_+); "joint" knows no modality:
-    one centre an identity, the mean of all its images, in pull and push.
+    Other readings of "modality-aware centres", for the ablation: ``centers="both"`` pulls an image to both centres
+    of its identity (mean over i and m of [ ||f_i - c_{y_i}^m|| - rho1 ]_+). "joint" ignores the modality: each
+    identity has one centre, the mean of all its images, in pull and push.
 
     ``pids_B`` are integers, ``infrared_B`` is bool, and the batch is the global one. ``settings.normalize`` scales
-    each feature to length 1 first. Works in float32 whatever the input and the autocast. An image
-    without a counterpart is left out of the pull, an absent centre out of the push; without terms both are 0.
+    each feature to length 1 first. Always computed in float32, also under autocast. Images without a counterpart are
+    excluded from the pull, absent centres from the push. Without terms both are 0.
     """
     features = prepare(features_BD, normalize=settings.normalize)
     stream_B = torch.zeros_like(infrared_B) if settings.centers == "joint" else infrared_B
@@ -81,20 +81,20 @@ def modality_centers(features_BD: Tensor, pids_B: Tensor, infrared_B: Tensor) ->
 
 
 def present_centers(centers: Centers) -> tuple[Tensor, Tensor]:
-    """The K centres that exist, and a number for the identity of each."""
+    """The K centres present in the batch, and the identity number of each."""
     return centers.means[centers.present], torch.nonzero(centers.present)[:, 0] // 2
 
 
 def pairwise_distances(x_KD: Tensor) -> Tensor:
     """Euclidean distances ``K x K`` between the rows, float32."""
-    # ||a||² + ||b||² - 2ab cancels for near rows. float64 keeps the distance, and knows no TF32.
+    # ||a||² + ||b||² - 2ab cancels for near rows. float64 keeps the precision and never uses TF32.
     x = x_KD.double()
     squares = x.square().sum(1)
     return _root(squares[:, None] + squares[None, :] - 2 * x @ x.T).to(x_KD.dtype)
 
 
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the values where ``mask`` holds; 0, still part of the graph, where it holds nowhere."""
+    """Mean of the values where ``mask`` holds; 0, still part of the graph, if it holds nowhere."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
 

@@ -1,4 +1,4 @@
-"""The total objective, L = L_id + λ · L_icg, and those that it is compared with (docs/method.md section 2).
+"""The total objective, L = L_id + λ · L_icg, and the objectives for comparison (docs/method.md section 2).
 
 Shape letters: B images of this worker, G images of the global batch, C identities, D feature channels.
 """
@@ -40,10 +40,10 @@ class Objective:
     ) -> dict[str, Tensor]:
         """Named scalar terms; ``loss`` is the one to differentiate.
 
-        ``id`` is the cross-entropy of this worker's rows, times ``id_weight``: the worker's share of the global batch,
-        times the number of workers, so that the workers' mean is the mean of all rows. The metric losses see the global
-        batch: gather features with an all-gather whose backward adds up the workers' gradients; averaging parameter
-        gradients over the workers, as DDP does, then gives those of one worker with the whole batch. With one worker
+        ``id`` is the cross-entropy of this worker's rows times ``id_weight``: the worker's share of the global batch
+        times the number of workers, which makes the workers' mean the mean of all rows. The metric losses take the
+        global batch: gather features with an all-gather whose backward sums the workers' gradients. Averaging
+        parameter gradients over the workers, as DDP does, then equals one worker with the whole batch. With one worker
         B = G.
         """
         terms = {"id": id_weight * F.cross_entropy(logits_BC.float(), labels_B)}

@@ -1,8 +1,8 @@
-"""The triplet losses that ICG is compared with (docs/method.md section 2).
+"""Triplet losses for comparison with ICG (docs/method.md section 2).
 
-Shape letters: B images, D feature channels. All take the global batch, return a scalar, work in float32, and
-leave out an anchor without a positive or without a negative; where none is left it is 0. They were published
-for raw features; ``normalize`` scales each to length 1 first.
+Shape letters: B images, D feature channels. All take the global batch, return a scalar, compute in float32, and
+exclude anchors without a positive or without a negative; without anchors the loss is 0. They were published for raw
+features; ``normalize`` scales each to length 1 first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def weighted_regularized_triplet(features_BD: Tensor, pids_B: Tensor, *, normali
     distances = pairwise_distances(prepare(features_BD, normalize=normalize))
     positive, negative = _pairs(pids_B)
     usable = positive.any(1) & negative.any(1)
-    # Rows without a pair must go before the softmax: over nothing it is NaN, and so would every gradient be.
+    # Drop rows without a pair before the softmax: over an empty set it is NaN, as would be every gradient.
     d, positive, negative = distances[usable], positive[usable], negative[usable]
     far = (d.masked_fill(~positive, -torch.inf).softmax(1) * d).sum(1)
     near = ((-d).masked_fill(~negative, -torch.inf).softmax(1) * d).sum(1)
@@ -44,9 +44,9 @@ def hetero_center_triplet(
 ) -> Tensor:
     """mean over centres of [ margin + d(c_p^m, c_p^m̄) - min_{q != p, n} d(c_p^m, c_q^n) ]_+.
 
-    Batch-hard on modality centres, whose one positive is the same identity's other modality. Liu, Tan, Zhou,
+    Batch-hard on modality centres; the only positive is the same identity's other modality. Liu, Tan, Zhou,
     "Parameter Sharing Exploration and Hetero-Center Triplet Loss for Visible-Thermal Person
-    Re-Identification", arXiv 2008.06223 (there a sum, here a mean: its weight then fits any batch).
+    Re-Identification", arXiv 2008.06223 (there a sum; here a mean, so its weight is independent of the batch size).
     """
     centers = modality_centers(prepare(features_BD, normalize=normalize), pids_B, infrared_B)
     means, pids = present_centers(centers)

@@ -1,7 +1,7 @@
-"""Dual-stream ResNet: one stem a modality, four shared stages (docs/method.md section 1).
+"""Dual-stream ResNet: one stem per modality, four shared stages (docs/method.md section 1).
 
-Shape letters: B images, H x W pixels. Below the stems, parameter names are torchvision's, so that a public
-ImageNet checkpoint loads as it is (see :mod:`icre.model.weights`).
+Shape letters: B images, H x W pixels. Parameter names of the shared stages are torchvision's, so a public
+ImageNet checkpoint loads unchanged (see :mod:`icre.model.weights`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ STRIDE = 16
 
 @dataclass(frozen=True)
 class Architecture:
-    """A member of the ResNet family: which block, how many in each stage, and how wide."""
+    """A member of the ResNet family: block type, blocks per stage, and width."""
 
     block: Literal["basic", "bottleneck"]
     layers: tuple[int, int, int, int]
     width: int = 64
-    """Channels inside the blocks of the first stage; each later stage doubles it."""
+    """Channels inside the blocks of the first stage; doubled in each later stage."""
     stride_on_first_conv: bool = False
-    """Which convolution of a stage's first block halves the map: the first, or a bottleneck's 3x3."""
+    """Whether the first convolution of a stage's first block halves the map, rather than a bottleneck's 3x3."""
 
     @property
     def channels(self) -> tuple[int, int, int, int]:
@@ -38,7 +38,7 @@ class Architecture:
 
 
 class Stages(NamedTuple):
-    """What the shared stages return; ``x1`` is the finest map, ``x3`` and ``x4`` have the same size."""
+    """Outputs of the shared stages; ``x1`` is the finest map, ``x3`` and ``x4`` have the same size."""
 
     x1: Tensor
     x2: Tensor
@@ -52,23 +52,23 @@ class DualStreamResNet(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
-        # Whether training keeps the outputs of the stages alone, and runs each again in the backward pass.
+        # Whether training keeps only the outputs of the stages and recomputes each stage in the backward pass.
         self.recompute_stages = False
         self.stem = DualStem()
         channels = (STEM_CHANNELS, *architecture.channels)
         self.layer1 = _stage(architecture, 0, channels[0], stride=1)
         self.layer2 = _stage(architecture, 1, channels[1], stride=2)
         self.layer3 = _stage(architecture, 2, channels[2], stride=2)
-        # Stride 1 keeps twice the height and width for retrieval, at no parameter.
+        # Stride 1 doubles the height and width of the map at no cost in parameters.
         self.layer4 = _stage(architecture, 3, channels[3], stride=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        # Two streams that start apart would make modality the first thing the network can tell.
+        # Differently initialised stems would make modality the easiest feature to separate.
         self.stem.infrared.load_state_dict(self.stem.visible.state_dict())
 
     def forward(self, images_B3HW: Tensor, infrared: Tensor | bool) -> Stages:
-        """X1..X4 of a batch whose rows keep their order; see :meth:`DualStem.forward` for ``infrared``."""
+        """X1..X4 of a batch, rows in the order given; see :meth:`DualStem.forward` for ``infrared``."""
         x1 = self._run(self.layer1, self.stem(images_B3HW, infrared))
         x2 = self._run(self.layer2, x1)
         x3 = self._run(self.layer3, x2)
@@ -82,7 +82,7 @@ class DualStreamResNet(nn.Module):
 
 
 class DualStem(nn.Module):
-    """Sends each row through its own modality's stem: conv 7x7/2, BN, ReLU, max-pool."""
+    """Sends each row through the stem of its modality: conv 7x7/2, BN, ReLU, max-pool."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,10 +92,10 @@ class DualStem(nn.Module):
     def forward(self, images_B3HW: Tensor, infrared: Tensor | bool) -> Tensor:
         """Map Bx3xHxW to Bx64x(H/4)x(W/4), rows in the order given.
 
-        ``infrared`` is a bool mask of shape (B,), or one bool for a batch of a single modality, which also
-        spares the look at the mask's values (tracing, meta tensors). With images on a GPU leave the mask on the
-        CPU: to look at it is then not to wait for the GPU. A stem without rows is not run, so its
-        batch statistics stay as they are; so over several workers, each needs both modalities in training.
+        ``infrared`` is a bool mask of shape (B,), or one bool for a batch of a single modality. A single bool avoids
+        reading the mask's values (tracing, meta tensors). With images on a GPU keep the mask on the CPU: reading it
+        then forces no sync. A stem without rows is not run and its batch statistics do not change. In training over
+        several workers, each therefore needs both modalities.
         """
         if isinstance(infrared, bool):
             return self._single(images_B3HW, infrared)

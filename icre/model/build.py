@@ -1,4 +1,4 @@
-"""The network that a recipe describes."""
+"""Build the network of a recipe."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from icre.model.weights import load_pretrained
 
 
 def build_network(recipe: config.Recipe, *, classes: int, weights: Path | None = None) -> ICRENetwork:
-    """The untrained network: every tensor follows from ``recipe.seed``, and from ``weights`` if given.
+    """Build the untrained network, determined by ``recipe.seed`` and, if given, ``weights``.
 
-    classes: training identities. weights: a local copy of ``recipe.model.weights``. torch's random state on
-    the CPU is left as it was.
+    classes: training identities. weights: a local copy of ``recipe.model.weights``. torch's CPU random state is
+    restored.
     """
     settings = recipe.model
     with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,6 @@
-"""What a network costs: parameters, multiply-accumulates, memory of a training step (docs/method.md section 1).
+"""Cost of a network: parameters, multiply-accumulates, memory of a training step (docs/method.md section 1).
 
-Everything is counted on torch's meta device: shapes alone, no weights, no arithmetic, the same on every machine.
+Everything is counted on torch's meta device, from shapes alone, and is the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from icre.model.build import build_network
 from icre.model.network import ICRENetwork
 
 GRID: tuple[tuple[config.Component, ...], ...] = ((), ("mpfr",), ("sdce",), ("mpfr", "sdce"))
-"""The networks that the components make: the baseline first, the paper's last. ICG is a loss and costs no network."""
+"""The networks to compare: the baseline first, the paper's last. ICG is a loss and adds nothing to the network."""
 OPTIMIZER_FLOATS = {"sgd": 1, "adam": 2, "adamw": 2}
-"""Numbers that an optimiser keeps for each trainable parameter: a momentum, or two moments."""
+"""Optimiser state per trainable parameter, in numbers: a momentum, or two moments."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network, or a part of it, costs."""
+    """Cost of a network or of one of its parts."""
 
     parameters: int
-    """Elements of all parameters, frozen ones too."""
+    """Elements of all parameters, including frozen ones."""
     macs: int
     """Multiply-accumulates of convolutions, linear layers and attention, forward, for one image."""
     activation_bytes: int
-    """What autograd keeps of one batch between forward and backward, float32."""
+    """Bytes that autograd keeps between forward and backward for one batch, float32."""
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """A network part by part, and what stays in memory whatever the batch."""
+    """Cost of a network by component, and its memory that does not depend on the batch."""
 
     components: dict[str, Cost]
-    """In the order of the forward pass: stem, layer1 .. layer4, then mpfr, align, sdce, output if present, head."""
+    """Components in forward order: stem, layer1 .. layer4, then mpfr, align, sdce, output if present, head."""
     total: Cost
-    """Of the network as a whole: the sum of its components."""
+    """Sum of all components."""
     weight_bytes: int
     """Parameters and buffers (running statistics of batch norm)."""
     gradient_bytes: int
@@ -63,7 +63,7 @@ class Complexity:
 def complexity(recipe: config.Recipe, *, classes: int) -> Complexity:
     """Cost of the recipe's network for ``recipe.batch.size`` images on one worker; classes: training identities.
 
-    In float32, the whole batch at once, nothing recomputed, whatever the recipe says of these.
+    Always for float32, the whole batch at once and without recomputation, regardless of the recipe.
     """
     with torch.device("meta"):
         network = build_network(recipe, classes=classes)
@@ -80,9 +80,9 @@ def complexity(recipe: config.Recipe, *, classes: int) -> Complexity:
 
 
 def component_grid(recipe: config.Recipe, *, classes: int) -> dict[tuple[config.Component, ...], Complexity]:
-    """Cost of each network of ``GRID``, all else as in the recipe; one that the recipe's rules exclude is left out.
+    """Cost of each network of ``GRID`` with the recipe's other settings; networks that its rules exclude are omitted.
 
-    The recipe's own network is among them, and so is the baseline.
+    The recipe's own network and the baseline are always included.
     """
     loss: tuple[config.Component, ...] = ("icg",) if recipe.has("icg") else ()
     grid = {}
@@ -90,7 +90,7 @@ def component_grid(recipe: config.Recipe, *, classes: int) -> dict[tuple[config.
         try:
             variant = config.override(recipe, [f"components=[{','.join(components + loss)}]"], where="the grid")
         except ConfigError:
-            continue  # MPFR beside an SDCE that would never read it.
+            continue  # MPFR with an SDCE that never reads its map.
         grid[components] = complexity(variant, classes=classes)
     return grid
 
@@ -98,15 +98,15 @@ def component_grid(recipe: config.Recipe, *, classes: int) -> dict[tuple[config.
 def component_costs(network: ICRENetwork, *, size: tuple[int, int], batch: int) -> dict[str, Cost]:
     """Cost of each component of a network on the meta device, for ``batch`` (2 or more) images of ``size`` (h, w).
 
-    One forward pass of a batch of one modality: an image passes one of the two stems, and a mixed batch keeps as
-    much as that, but for the 128 batch statistics of the other stem and the order of its rows.
+    Counted in one forward pass of a batch of one modality, since each image passes one of the two stems. A mixed batch
+    differs only by the 128 batch statistics of the other stem and the order of its rows.
 
-    MACs are half of what torch's FlopCounterMode counts: products of matrices and convolutions, not norms,
-    poolings or activation functions. Kept bytes are the storages that saved_tensors_hooks see, images included:
-    each once, at the component that is the first to keep it, whole where only a view is kept, and without
-    parameters and buffers. Attention is that of CUDA's fused float32 kernel, which keeps its inputs, its output
-    and one number a query and head; the plain formula, which torch takes on meta, would keep two N x N matrices.
-    Losses, kernels' workspace and what an allocator rounds up are not counted.
+    MACs are half the count of torch's FlopCounterMode: matrix products and convolutions, not norms, poolings or
+    activation functions. Kept bytes are the storages passed to saved_tensors_hooks, including images but not
+    parameters and buffers. Each storage counts once, in full, at the first component that keeps it. Attention is
+    counted as CUDA's fused float32 kernel, which keeps its inputs, its output and one number per query and head; the
+    plain formula that torch uses on meta would keep two N x N matrices. Losses, kernel workspaces and allocator
+    rounding are not counted.
     """
     images = torch.empty(batch, 3, *size, device="meta")
     parts = dict(_parts(network))
@@ -147,17 +147,17 @@ def _sum(costs: Iterable[Cost]) -> Cost:
 
 
 class _KeptForBackward:
-    """Which storages autograd keeps, and for which component first."""
+    """Storages kept by autograd, each with the first component that kept it."""
 
     def __init__(self, network: nn.Module, paths: Iterable[str]) -> None:
         self.tracker = ModuleTracker()
         self._paths = {f"{type(network).__name__}.{path}": path for path in paths}
         self._own = {tensor.untyped_storage() for tensor in (*network.parameters(), *network.buffers())}
-        # On meta every data pointer is 0. The storage object itself is its identity, for as long as it is held.
+        # On meta every data pointer is 0; identity is that of the storage object, valid while it is held.
         self._owner: dict[torch.UntypedStorage, str] = {}
 
     def record(self, tensor: Tensor) -> None:
-        """Hook: autograd is about to keep ``tensor``."""
+        """Hook called when autograd keeps ``tensor``."""
         storage = tensor.untyped_storage()
         if storage in self._own or storage in self._owner:
             return
@@ -165,12 +165,12 @@ class _KeptForBackward:
         self._owner[storage] = self._paths[component]
 
     def bytes_of(self, path: str) -> int:
-        """Bytes that a component was the first to keep."""
+        """Bytes of the storages first kept by a component."""
         return sum(storage.nbytes() for storage, owner in self._owner.items() if owner == path)
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention by the kernel that CUDA takes for float32, where meta would take the plain formula."""
+    """Use the float32 attention kernel of CUDA, where meta would use the plain formula."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 class Output(NamedTuple):
-    """What a network returns for a batch."""
+    """Output of a network for a batch."""
 
     features: Tensor
-    """f, B x C, float32: pooled features, which the metric loss sees."""
+    """f, B x C, float32: pooled features, the input of the metric loss."""
     embeddings: Tensor
     """g, B x C, float32: f after the BNNeck, not normalised."""
     logits: Tensor
@@ -22,7 +22,7 @@ class Output(NamedTuple):
 
 
 class GeM(nn.Module):
-    """Generalised mean over the places of a map: (mean x^p)^(1/p), in float32 under any autocast."""
+    """Generalised mean over the positions of a map: (mean x^p)^(1/p), in float32 under any autocast."""
 
     def __init__(self, p: float = 3.0, eps: float = 1e-6) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class GeM(nn.Module):
         self.eps = eps
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """``B x C x h x w`` to ``B x C``. Values under ``eps`` count as it: the root has no slope at 0."""
+        """Map ``B x C x h x w`` to ``B x C``. Values are clamped to ``eps``: the root has no slope at 0."""
         powers = x_BCHW.float().clamp(min=self.eps).pow(self.p)
         return powers.mean(dim=(2, 3)).pow(1 / self.p)
 
@@ -47,7 +47,7 @@ class Head(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.001)
 
     def forward(self, map_BCHW: Tensor) -> Output:
-        """Read E, ``B x C x h x w``."""
+        """Map E, ``B x C x h x w``, to the network's output."""
         features = self.pool(map_BCHW)
         embeddings = self.neck(features)
         return Output(features, embeddings, self.classifier(embeddings))

@@ -17,14 +17,14 @@ Fusion = Literal["sum", "concat"]
 
 
 class Refined(NamedTuple):
-    """The fused map, and how much each stage was allowed to say at each place."""
+    """The fused map and the spatial mask of each stage."""
 
     fused_BdHW: Tensor
     masks_BSHW: Tensor
 
 
 class Align(nn.Module):
-    """A = ReLU(BN(Conv1x1(AdaptiveAvgPool(X)))): a stage's map brought to d channels and a given size."""
+    """A = ReLU(BN(Conv1x1(AdaptiveAvgPool(X)))): a stage's map at d channels and a given size."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -32,16 +32,16 @@ class Align(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-        """``x_BCHW`` of any size to ``B x d x h x w``, with (h, w) = ``size``."""
-        # Pooling first: the convolution then works on up to 16 times fewer places.
+        """Map ``x_BCHW`` of any size to ``B x d x h x w``, with (h, w) = ``size``."""
+        # Pooling first leaves up to 16 times fewer positions for the convolution.
         pooled = F.adaptive_avg_pool2d(x_BCHW, size)
         return F.relu(self.bn(self.conv(pooled)), inplace=True)
 
 
 class SpatialMask(nn.Module):
-    """Importance of each place at each stage: a 1x1 convolution a stage, then a squashing function.
+    """Importance of each position in each stage: one 1x1 convolution per stage, then sigmoid or softmax.
 
-    ``sigmoid``: each mask in [0, 1] by itself; ``softmax``: the stages share 1 at every place.
+    ``sigmoid``: independent masks in [0, 1]. ``softmax``: the masks of all stages add up to 1 at every position.
     """
 
     def __init__(self, stages: int, dim: int, kind: MaskKind) -> None:
@@ -53,7 +53,7 @@ class SpatialMask(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(dim, 1, 1) for _ in range(count))
 
     def forward(self, aligned: Sequence[Tensor]) -> Tensor:
-        """S maps ``B x d x h x w`` to masks ``B x S x h x w``."""
+        """Map S maps ``B x d x h x w`` to masks ``B x S x h x w``."""
         if self.kind == "none":
             return torch.ones_like(torch.cat([a[:, :1] for a in aligned], dim=1))
         logits = torch.cat([conv(a) for conv, a in zip(self.convs, aligned, strict=True)], dim=1)
@@ -61,10 +61,10 @@ class SpatialMask(nn.Module):
 
 
 class MPFR(nn.Module):
-    """F = ReLU(BN(Conv3x3(sum_s A_s * M_s))) over the stages s; ``fusion="concat"`` stacks them instead of the sum.
+    """F = ReLU(BN(Conv3x3(sum_s A_s * M_s))) over the stages s; ``fusion="concat"`` concatenates instead of summing.
 
     ``channels`` are those of X1..X4. ``stages`` counts from 1, ascending: (1, 2, 3), or (2, 3, 4), the other
-    reading of the paper. Other numbers, and an unknown ``mask`` or ``fusion``, raise ValueError.
+    reading of the paper. Raises ValueError for other numbers and for an unknown ``mask`` or ``fusion``.
     """
 
     def __init__(

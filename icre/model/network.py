@@ -29,8 +29,8 @@ class ICRENetwork(nn.Module):
     ============  =====================================================================
 
     ``input_size`` is (height, width) in pixels and only sets the grid of the position embeddings. Raises
-    ValueError for an unknown component or option, for heads that do not divide ``dim``, and for "mpfr" beside
-    ``sdce_order="self"``, where nothing would read F and MPFR would never learn.
+    ValueError for an unknown component or option, for ``heads`` that do not divide ``dim``, and for "mpfr" with
+    ``sdce_order="self"``, where nothing reads F and MPFR would get no gradient.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class ICRENetwork(nn.Module):
         return output
 
     def embed(self, images_B3HW: Tensor, infrared: Tensor | bool) -> Tensor:
-        """Retrieval features ``B x C``, float32: g of length 1, so that a dot product is the cosine."""
+        """Retrieval features ``B x C``, float32: g scaled to length 1, so dot products are cosines."""
         return F.normalize(self(images_B3HW, infrared).embeddings, dim=1)
 
     def feature_map(self, images_B3HW: Tensor, infrared: Tensor | bool) -> Tensor:
-        """E, ``B x C x h x w``: the map that the head pools, for Grad-CAM as for :meth:`forward`."""
+        """E, ``B x C x h x w``: the map that the head pools, used by Grad-CAM and :meth:`forward`."""
         maps: Stages = self.backbone(images_B3HW, infrared)
         if self.output is None:
             return maps.x4
@@ -90,7 +90,7 @@ class ICRENetwork(nn.Module):
         return masks
 
     def parameter_groups(self) -> Iterator[tuple[str, bool]]:
-        """Name of each trainable parameter, and whether it is the backbone's rather than a new layer's."""
+        """Name of each trainable parameter, and whether it belongs to the backbone rather than to a new layer."""
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 yield name, name.startswith("backbone.")

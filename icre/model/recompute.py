@@ -1,4 +1,4 @@
-"""Forward passes that run twice in one step: the second time must not count again in the running statistics."""
+"""Recompute forward passes in the backward pass without updating the running statistics twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)`` that keeps ``x`` alone for the backward pass, which runs the module a second time.
+    """``module(x)`` that keeps only ``x`` for the backward pass, which runs the module again.
 
     The module must draw no random numbers: their state is not restored.
     """
@@ -27,15 +27,15 @@ def recompute(module: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def running_statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Inside, batch norms in training compute the same as ever, but their running statistics end unchanged."""
+    """Context in which training-mode batch norms compute as usual but leave their running statistics unchanged."""
     kept = [
         (layer, name, buffer)
         for layer in module.modules()
         if isinstance(layer, _BatchNorm)
         for name, buffer in layer.named_buffers(recurse=False)
     ]
-    # They update copies that are thrown away. Turning `track_running_stats` off would also change which tensors
-    # autograd saves, and then a recomputation no longer matches the pass that it repeats.
+    # The updates go to copies that are discarded. Turning `track_running_stats` off would also change which tensors
+    # autograd saves, so the recomputation would no longer match the original pass.
     for layer, name, buffer in kept:
         setattr(layer, name, buffer.clone())
     try:

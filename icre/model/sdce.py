@@ -21,21 +21,21 @@ _CASCADES = {
 
 
 class Attention(nn.Module):
-    """Multi-head attention, softmax(q kᵀ / sqrt(d/n)) v. ValueError unless ``heads`` divides ``dim``."""
+    """Multi-head attention, softmax(q kᵀ / sqrt(d/n)) v. Raises ValueError unless ``heads`` divides ``dim``."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         if heads < 1 or dim % heads:
             raise ValueError(f"heads={heads} does not divide dim={dim}: every head gets dim / heads channels")
         self.heads = heads
-        # A bias on the keys would shift all scores of a query alike, and the softmax takes that away again.
+        # No bias on the keys: it would shift all scores of a query equally, which softmax cancels.
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim)
 
     def forward(self, query_BNd: Tensor, context_BMd: Tensor) -> Tensor:
-        """What each of the N query tokens reads from the M context tokens: ``B x N x d``."""
+        """Attend from N query tokens to M context tokens: ``B x N x d``."""
         q, k, v = (
             layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for layer, x in ((self.query, query_BNd), (self.key, context_BMd), (self.value, context_BMd))
@@ -55,7 +55,7 @@ class AttentionStage(nn.Module):
         self.attention = Attention(dim, heads)
 
     def forward(self, z_BNd: Tensor, shallow_BMd: Tensor) -> Tensor:
-        """The next Z, ``B x N x d``; without ``cross``, ``shallow_BMd`` is not read."""
+        """The next Z, ``B x N x d``; without ``cross``, ``shallow_BMd`` is ignored."""
         query = self.norm(z_BNd)
         context = query if self.norm_context is None else self.norm_context(shallow_BMd)
         out: Tensor = z_BNd + self.attention(query, context)
@@ -63,11 +63,11 @@ class AttentionStage(nn.Module):
 
 
 class SDCE(nn.Module):
-    """Deep tokens read the shallow ones, then each other, then pass a feed-forward refinement.
+    """Cross-attention of deep tokens to shallow ones, self-attention, then a feed-forward refinement.
 
     D = Conv1x1(X4) + position, S = F + position, both as tokens. Default ``order``, "cross_self":
-    Z1 = D + MHA(LN(D), LN(S)); Z2 = Z1 + MHA(LN(Z1), LN(Z1)); Z3 = Z2 + FFN(LN(Z2)). Order "self" reads no S.
-    ``grid`` is the (h, w) of X4 for which the position embeddings are made; another size interpolates them.
+    Z1 = D + MHA(LN(D), LN(S)); Z2 = Z1 + MHA(LN(Z1), LN(Z1)); Z3 = Z2 + FFN(LN(Z2)). Order "self" ignores S.
+    ``grid`` is the (h, w) of X4 for which position embeddings are created; other sizes interpolate them.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SDCE(nn.Module):
         self.deep_position = _position(dim, grid)
         self.shallow_position = _position(dim, grid) if "cross" in cascade else None
         self.cascade = nn.ModuleList(AttentionStage(dim, heads, cross=kind == "cross") for kind in cascade)
-        # No bias at the end: it would move all tokens alike, which the batch norm of the output takes away.
+        # No final bias: it would shift all tokens equally, which the batch norm of the output cancels.
         self.refine = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim, bias=False)
         )
@@ -109,8 +109,8 @@ class SDCE(nn.Module):
 class ResidualOutput(nn.Module):
     """E = ReLU(X4 + BN0(Conv1x1(Z))), with BN0's weight ``gain`` at the start.
 
-    With gain 0 it begins exactly at the baseline. BN0's weight is then the only zero, so its own gradient is not,
-    and after one step all that feeds Z learns too.
+    With gain 0 training starts exactly at the baseline. Only BN0's weight is then zero: its gradient is not, and after
+    one step the layers that produce Z receive gradients too.
     """
 
     def __init__(self, dim: int, channels: int, *, gain: float = 0.0) -> None:
@@ -120,8 +120,8 @@ class ResidualOutput(nn.Module):
         nn.init.constant_(self.bn0.weight, gain)
 
     def forward(self, x4_BCHW: Tensor, z_BdHW: Tensor) -> Tensor:
-        """E, of the shape of X4."""
-        # In place: the map is large, and no gradient needs the batch norm's output.
+        """E, in the shape of X4."""
+        # In place: the map is large, and no gradient needs the output of the batch norm.
         return F.relu(self.bn0(self.conv(z_BdHW)).add_(x4_BCHW), inplace=True)
 
 
@@ -130,7 +130,7 @@ def _position(dim: int, grid: tuple[int, int]) -> nn.Parameter:
 
 
 def _tokens(map_BdHW: Tensor, position_1dHW: Tensor) -> Tensor:
-    """``B x d x h x w`` to ``B x N x d``, row by row, with the position embedding added."""
+    """Map ``B x d x h x w`` to ``B x N x d``, row by row, with the position embedding added."""
     size = map_BdHW.shape[-2:]
     if position_1dHW.shape[-2:] != size:
         position_1dHW = F.interpolate(position_1dHW, size, mode="bicubic", align_corners=False)

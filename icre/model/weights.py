@@ -1,4 +1,4 @@
-"""Pretrained weights of a ResNet, by torchvision's parameter names, into the dual-stream backbone."""
+"""Load pretrained ResNet weights with torchvision's parameter names into the dual-stream backbone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SHOWN = 8
 def load_pretrained(backbone: DualStreamResNet, path: str | Path, *, sha256: str | None = None) -> None:
     """Fill ``backbone`` with the state dict in the local file ``path`` (.safetensors, or torch.save's own).
 
-    ``conv1`` and ``bn1`` go into both stems, ``fc.*`` is ignored, ``num_batches_tracked`` may be absent; any
-    other missing or unexpected key, or another shape, raises WeightsError and leaves the backbone as it was.
-    So does a file that is missing, damaged, or whose SHA-256 (hexadecimal) is not ``sha256``.
+    ``conv1`` and ``bn1`` go into both stems, ``fc.*`` is ignored and ``num_batches_tracked`` may be absent. Any other
+    missing or unexpected key, another shape, or a file that is missing, damaged or whose SHA-256 (hexadecimal) is not
+    ``sha256`` raises WeightsError and leaves the backbone unchanged.
     """
     path = Path(path)
     if not path.is_file():
@@ -43,7 +43,7 @@ def load_pretrained(backbone: DualStreamResNet, path: str | Path, *, sha256: str
 
 
 def _public_name(name: str) -> str:
-    """The name in a checkpoint: both stems read the one stem that it has."""
+    """Checkpoint name of a parameter: both stems map to the checkpoint's single stem."""
     return name.removeprefix("stem.visible.").removeprefix("stem.infrared.")
 
 

@@ -1,1 +1,1 @@
-"""One training step and what it needs, on one or many workers."""
+"""One training step and its components, on one or many workers."""

@@ -1,9 +1,9 @@
-"""A batch computed in parts, for less memory, with the metric loss of the whole global batch.
+"""Compute a batch in parts to save memory, with the metric loss of the whole global batch.
 
-The loss of a part is no part of the loss: ICG's centres are means over the global batch. So each part goes through
-the network twice. The first pass keeps no graph, only the head's outputs, from which follow the loss and its
-gradient with respect to those outputs. The second pass keeps the graph of one part at a time and carries that
-gradient on to the weights. Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
+The loss is not a sum over parts, since ICG's centres are means over the global batch. Each part therefore goes through
+the network twice. The first pass keeps no graph, only the head's outputs, which give the loss and its gradient with
+respect to those outputs. The second pass keeps the graph of one part at a time and propagates that gradient to the
+weights. Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup",
 arXiv 2101.06983.
 """
 
@@ -23,13 +23,13 @@ Forward = Callable[[Tensor, Tensor], Output]
 
 
 def outputs_of_parts(model: nn.Module, forward: Forward, images: Tensor, infrared: Tensor, parts: int) -> Output:
-    """First pass: outputs of all rows as leaves, whose ``grad`` a backward pass of the loss then fills.
+    """First pass: outputs of all rows as leaves, whose ``grad`` is filled by the backward pass of the loss.
 
-    images (b, 3, H, W), infrared (b,), b a multiple of ``parts``; each part is a run of rows, which the batch plan
-    orders identity by identity. ``forward`` calls ``model``.
+    images (b, 3, H, W), infrared (b,), b a multiple of ``parts``; each part is a range of rows, which the batch
+    plan orders by identity. ``forward`` calls ``model``.
     """
     pieces = zip(images.chunk(parts), infrared.chunk(parts), strict=True)
-    # The second pass is the one that counts for the running statistics.
+    # Only the second pass updates the running statistics.
     with torch.no_grad(), running_statistics_kept(model):
         outputs = [forward(*piece) for piece in pieces]
     return Output(*(torch.cat(rows).requires_grad_() for rows in zip(*outputs, strict=True)))
@@ -38,9 +38,9 @@ def outputs_of_parts(model: nn.Module, forward: Forward, images: Tensor, infrare
 def backward_of_parts(
     model: nn.Module, forward: Forward, images: Tensor, infrared: Tensor, parts: int, outputs: Output
 ) -> None:
-    """Second pass: add to the weights' gradients what follows from those of the leaves ``outputs``.
+    """Second pass: propagate the gradients of the leaves ``outputs`` to the weights, adding to their gradients.
 
-    Several workers average their gradients once, with the last part, which saves the other exchanges.
+    With several workers, gradients are averaged only once, with the last part.
     """
     gradients = [_gradient(rows).chunk(parts) for rows in (outputs.features, outputs.logits)]
     pieces = list(zip(images.chunk(parts), infrared.chunk(parts), *gradients, strict=True))
@@ -51,7 +51,7 @@ def backward_of_parts(
 
 
 def _gradient(leaf: Tensor) -> Tensor:
-    # Without a metric loss nothing reads the features themselves.
+    # Without a metric loss the features have no gradient.
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 

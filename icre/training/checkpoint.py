@@ -1,7 +1,7 @@
-"""A checkpoint: a folder with the network, the optimiser, where training stood, and checksums of both files.
+"""A checkpoint: a folder with the network, the optimiser, the training progress, and checksums of both files.
 
-Nothing in it can run code when it is read: tensors of the network as safetensors, the optimiser's state read with
-``weights_only``, the rest JSON. Torch is imported where tensors are: what a checkpoint says of itself is read without.
+Reading a checkpoint never executes code from it: the network is stored as safetensors, the optimiser's state is read
+with ``weights_only``, and the rest is JSON. The metadata can be read without importing torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ META = "checkpoint.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands. ``step`` counts finished optimiser steps since the start of the run."""
+    """Training progress. ``step`` counts finished optimiser steps since the start of the run."""
 
     step: int
     best_metric: float | None
@@ -36,7 +36,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of a checkpoint, copied to the CPU at one moment; training may go on while it is written."""
+    """Content of a checkpoint, copied to the CPU; training can continue while it is written."""
 
     network: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
@@ -51,7 +51,7 @@ def take_snapshot(
     progress: Progress,
     classes: int,
 ) -> Snapshot:
-    """What training looks like between two steps. Takes the time of one copy of the weights and the momentum."""
+    """Snapshot of training between two steps. Costs one copy of the weights and the momentum."""
     return Snapshot(
         network=_copied(network.state_dict()),
         optimizer=_copied(optimizer.state_dict()),
@@ -61,7 +61,7 @@ def take_snapshot(
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Write the three files; ``checkpoint.json``, with sizes and SHA-256 of the others, comes last."""
+    """Write the three files; ``checkpoint.json``, with sizes and SHA-256 of the others, is written last."""
     import torch
     from safetensors.torch import save_file
 
@@ -74,7 +74,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The checkpoint's JSON, after its files were checked against it. Raises WeightsError on any difference."""
+    """Read the checkpoint's JSON and verify its files against it. Raises WeightsError on any difference."""
     hint = "the checkpoint is damaged or was only partly written; use another one of the run's checkpoints/"
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text())
@@ -92,12 +92,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def progress_of(meta: dict[str, Any]) -> Progress:
-    """Where training stood when the checkpoint was written."""
+    """Training progress at the time of the checkpoint."""
     return Progress(**meta["progress"])
 
 
 def load_network(network: nn.Module, folder: Path) -> None:
-    """Load every tensor of the network, none missing and none left over."""
+    """Load every tensor of the network, with none missing or unexpected."""
     from safetensors.torch import load_file
 
     try:
@@ -110,15 +110,15 @@ def load_network(network: nn.Module, folder: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Load what the optimiser has gathered; rates and penalties stay the optimiser's own, as its recipe has them."""
+    """Load the optimiser's state; learning rates and penalties stay those of its recipe."""
     import torch
 
     own = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True, map_location="cpu"))
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
-    # Fused kernels walk through memory and never look at strides: a momentum in another layout than its parameter's
-    # (compute.channels_last was changed) would be added to the wrong weights.
+    # Fused kernels ignore strides: a momentum in another layout than its parameter's (compute.channels_last was
+    # changed) would be added to the wrong weights.
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
@@ -126,7 +126,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 def _copied(value: Any) -> Any:
-    """A copy that shares no tensor with the original: on the CPU, contiguous as safetensors wants it."""
+    """A copy that shares no tensor with the original: on the CPU, contiguous as required by safetensors."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -139,7 +139,7 @@ def _copied(value: Any) -> Any:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size in bytes and SHA-256."""
+    """Size in bytes and SHA-256 of a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}

@@ -1,8 +1,8 @@
-"""What makes N workers with a batch of B / N each equal to one worker with a batch of B.
+"""Make N workers with a batch of B / N each equivalent to one worker with a batch of B.
 
-Three parts: a plan that is cut, not re-drawn (``icre.data.plan``); features gathered with their gradient, so that
-the metric loss sees the global batch; and batch statistics over the global batch. Without an initialised
-process group, or with one process, each function is the identity.
+Three parts: a plan that is cut, not redrawn (``icre.data.plan``); features gathered with their gradient for a metric
+loss over the global batch; and batch statistics over the global batch. Without an initialised process group, or with
+one process, each function is the identity.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def world_size() -> int:
 
 
 def gather_with_gradient(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """(b, ...) on each of W workers -> (B, ...), ordered by rank, on all of them.
+    """Gather (b, ...) of each of W workers into (B, ...), ordered by rank, on all of them.
 
-    counts: rows b of each worker, where they differ. Every worker must then compute the same loss from the result.
-    The backward pass sums the gradients of the W copies, and DistributedDataParallel's mean over workers divides by
-    W again, so parameters receive the gradient of that one loss.
+    counts: rows b of each worker, if they differ. Every worker must compute the same loss from the result. The
+    backward pass sums the gradients of the W copies and DistributedDataParallel's mean over workers divides by W
+    again, so parameters receive the gradient of that one loss.
     """
     if world_size() == 1:
         return x
@@ -35,11 +35,11 @@ def gather_with_gradient(x: Tensor, counts: Sequence[int] | None = None) -> Tens
 
 
 def gather(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
-    """As :func:`gather_with_gradient`, for labels: no gradient."""
+    """Like :func:`gather_with_gradient`, but without gradient, for labels."""
     if world_size() == 1:
         return x
     counts = counts or [len(x)] * world_size()
-    # Collectives want equal shapes: shorter parts travel with zeros at their end.
+    # Collectives require equal shapes: shorter parts are padded with zeros.
     rows = F.pad(x, [0, 0] * (x.dim() - 1) + [0, max(counts) - len(x)]).contiguous()
     parts = [torch.empty_like(rows) for _ in counts]
     dist.all_gather(parts, rows)
@@ -47,7 +47,7 @@ def gather(x: Tensor, counts: Sequence[int] | None = None) -> Tensor:
 
 
 def any_worker(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Which ``flags`` hold on at least one worker; all of them must ask. device: where collectives take tensors."""
+    """Which ``flags`` hold on at least one worker. All workers must call it. device: used by the collective."""
     if world_size() == 1:
         return list(flags)
     answer = torch.tensor(flags, dtype=torch.uint8, device=device)
@@ -56,11 +56,11 @@ def any_worker(flags: Sequence[bool], device: torch.device) -> list[bool]:
 
 
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:
-    """Every BatchNorm of ``network`` takes its training statistics over all workers; parameter names stay."""
+    """Make every BatchNorm of ``network`` use training statistics of all workers; parameter names are kept."""
     for name, child in network.named_children():
         if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
             synced = GlobalBatchNorm(child.num_features, eps=child.eps, momentum=child.momentum or 0.1)
-            # The very same tensors, so that an optimiser or a frozen bias is not lost.
+            # The same tensors: an optimiser and a frozen bias stay valid.
             synced.weight, synced.bias = child.weight, child.bias
             synced.load_state_dict(child.state_dict())
             setattr(network, name, synced)
@@ -72,8 +72,8 @@ def synchronise_batch_norm(network: nn.Module) -> nn.Module:
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose training statistics cover the batches of all workers.
 
-    torch's SyncBatchNorm does the same but refuses CPU tensors. A worker may hold no row of a modality, hence
-    local counts may differ and may be 0. x: (n, C) or (n, C, h, w).
+    torch's SyncBatchNorm does the same but rejects CPU tensors. A worker may hold no row of a modality, so local counts
+    may differ and may be 0. x: (n, C) or (n, C, h, w).
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -101,7 +101,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all workers; backward, each worker's rows receive the sum of what every worker's copy received."""
+    """Rows of all workers; in the backward pass, the gradients of all copies of a row are summed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: Sequence[int] | None) -> Tensor:
@@ -130,9 +130,9 @@ class _NormaliseGlobally(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var, count = ctx.saved_tensors
-        # With fixed statistics torch's own kernel gives dy · w / std and the local sums of dy and dy · x_hat; what
-        # the statistics add is a function of those sums over all workers and linear in x. The kernel divides by
-        # zero for a worker without rows.
+        # With fixed statistics torch's own kernel gives dy · w / std and the local sums of dy and dy · x_hat. The
+        # contribution of the statistics is a function of those sums over all workers and linear in x. The kernel
+        # divides by zero for a worker without rows.
         if x.numel():
             dx, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
                 grads[0], x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
@@ -148,15 +148,15 @@ class _NormaliseGlobally(torch.autograd.Function):
         shape = [1, -1, *[1] * (x.dim() - 2)]
         dx = dx.addcmul(x, slope.view(shape).to(x.dtype), value=-1).sub_(offset.view(shape).to(x.dtype))
         # Gradients of weight and bias stay local: DistributedDataParallel averages them over the workers like
-        # every other parameter's. Its mean is of W local losses, whose sum over workers these are parts of.
+        # those of every other parameter. They are parts of the sum of the W local losses, of which DDP takes the mean.
         return dx, grad_weight, grad_bias, None
 
 
 def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance of each channel, and the number of values in it, over all workers.
 
-    Each worker's own moments are shared in one gather and combined as Chan et al. do: summing squares instead would
-    lose the digits that make N workers equal to one.
+    The moments of each worker are shared in one gather and combined as in Chan et al.: summing squares would lose the
+    precision that makes N workers equal to one.
     """
     local = x if x.dtype in (torch.float32, torch.float64) else x.float()
     n = x.numel() // x.shape[1]

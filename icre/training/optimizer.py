@@ -9,7 +9,7 @@ from icre.model.network import ICRENetwork
 
 
 def build_optimizer(network: ICRENetwork, settings: config.Optimizer) -> torch.optim.Optimizer:
-    """Two groups, the backbone and what is new, each with its peak learning rate in ``peak_lr``."""
+    """Build the optimiser with two groups, backbone and new layers, each with its peak learning rate in ``peak_lr``."""
     backbone = {name for name, is_backbone in network.parameter_groups() if is_backbone}
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
     groups = [
@@ -25,7 +25,7 @@ def build_optimizer(network: ICRENetwork, settings: config.Optimizer) -> torch.o
 def learning_rate_factor(epoch: float, schedule: config.Schedule) -> float:
     """Factor on every peak learning rate at ``epoch`` (a fraction counts steps): warm-up from 0.1, then steps.
 
-    A pure function of progress, so nothing about the schedule has to be saved.
+    A pure function of progress, so the schedule has no state to save.
     """
     warm = 1.0
     if epoch < schedule.warmup_epochs:

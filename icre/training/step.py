@@ -18,7 +18,7 @@ from icre.training import accumulation, compute, distributed
 
 
 class Batch(NamedTuple):
-    """One worker's cut of a global batch of b images; all but the images stay on the CPU until they are used."""
+    """One worker's cut of a global batch of b images; everything but the images stays on the CPU until used."""
 
     images: Tensor
     """(b, 3, H, W) uint8, on the training device."""
@@ -40,12 +40,12 @@ def train_step(
     recipe: config.Recipe,
     epoch: int,
 ) -> dict[str, float]:
-    """Update ``model`` on one global batch; the named loss terms, averaged over the workers.
+    """Update ``model`` on one global batch and return the named loss terms, averaged over the workers.
 
-    The identity loss is a mean over local rows, weighted by their number, which DistributedDataParallel averages into
-    the mean over global rows; the metric loss sees the gathered features, so it already is the global one.
-    Raises NotFiniteError when the loss or its gradient is not finite; the weights are then those before the step, the
-    running statistics of batch norm are not.
+    The identity loss is a mean over local rows, weighted by their number, which DistributedDataParallel averages to the
+    mean over global rows. The metric loss is computed on the gathered features and is already global.
+    Raises NotFiniteError when the loss or its gradient is not finite. The weights are then unchanged, but the running
+    statistics of batch norm are not.
     """
     parts = recipe.compute.micro_batches
     images = augmented(batch, recipe, epoch=epoch)
@@ -74,7 +74,7 @@ def train_step(
 
 
 def augmented(batch: Batch, recipe: config.Recipe, *, epoch: int) -> Tensor:
-    """The batch's images as the network sees them: (b, 3, H, W) float32, on their device."""
+    """Augmented input of the network: (b, 3, H, W) float32, on the images' device."""
     return augment(
         batch.images,
         batch.infrared,
@@ -122,7 +122,7 @@ def _gradient_norm(model: nn.Module) -> float:
 
 
 def _refuse_not_finite(what: str, values: dict[str, float], batch: Batch) -> None:
-    # Loss and gradient are means over the workers, so all of them stop here together and none waits for the others.
+    # Loss and gradient are means over the workers, so all of them stop here together.
     if all(map(math.isfinite, values.values())):
         return
     raise NotFiniteError(

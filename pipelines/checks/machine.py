@@ -1,4 +1,4 @@
-"""One machine, this one or a node of a cluster: versions, GPU, memory, disks, limits."""
+"""Checks of one machine, local or a cluster node: versions, GPU, memory, disks, limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def check_machine(pins: Mapping[str, str], *, gpus: float = 0) -> list[CheckResult]:
-    """All checks that need no network. ``gpus``: how many GPUs must be usable here."""
+    """All checks that need no network. ``gpus``: number of GPUs that must be usable."""
     cache = Path(os.environ.get("ICRE_CACHE") or tempfile.gettempdir())
     return [
         python_version(sys.version_info[:3]),
@@ -39,7 +39,7 @@ def check_machine(pins: Mapping[str, str], *, gpus: float = 0) -> list[CheckResu
 
 
 def read_pins(path: Path = _ROOT / "constraints.txt") -> dict[str, str]:
-    """The versions of constraints.txt by normalised name; none if there is no such file beside the code."""
+    """The versions of constraints.txt by normalised name; empty if there is no such file next to the code."""
     if not path.is_file():
         return {}
     lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
@@ -47,7 +47,7 @@ def read_pins(path: Path = _ROOT / "constraints.txt") -> dict[str, str]:
 
 
 def python_version(version: tuple[int, ...]) -> CheckResult:
-    """Whether Python is new enough."""
+    """Check that Python is new enough."""
     shown, oldest = (".".join(map(str, numbers)) for numbers in (version, OLDEST_PYTHON))
     return judge(
         "python", shown, rule=f"{oldest} or newer", fix=f"install Python {oldest}", failed=version < OLDEST_PYTHON
@@ -55,7 +55,7 @@ def python_version(version: tuple[int, ...]) -> CheckResult:
 
 
 def packages(pins: Mapping[str, str]) -> Iterator[CheckResult]:
-    """The project's direct dependencies against constraints.txt, in one line if all is as it was tested."""
+    """Compare the project's direct dependencies with constraints.txt; a single line if all match."""
     names = _direct_dependencies()
     rule = "the versions of constraints.txt, which the tests ran with"
     fix = "pip install -c constraints.txt -e ."
@@ -74,7 +74,7 @@ def packages(pins: Mapping[str, str]) -> Iterator[CheckResult]:
 
 
 def gpu(wanted: float) -> CheckResult:
-    """Whether torch can use the GPUs that the machine has, and that are wanted of it."""
+    """Check that torch can use the machine's GPUs and the required number."""
     devices = [path.name for path in Path("/dev").glob("nvidia[0-9]*")]
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     shown = f"torch {torch.__version__}, {usable} usable" + (f" of {len(devices)}" if devices else "")
@@ -90,7 +90,7 @@ def gpu(wanted: float) -> CheckResult:
 
 
 def shared_memory(place: Path, memory: int) -> CheckResult:
-    """Whether Ray's object store, 30 % of the memory, has room."""
+    """Check the space for Ray's object store, 30 % of the memory."""
     size = shutil.disk_usage(place).total if place.is_dir() else 0
     return judge(
         "shared memory",
@@ -103,7 +103,7 @@ def shared_memory(place: Path, memory: int) -> CheckResult:
 
 
 def disk(name: str, place: Path) -> CheckResult:
-    """Free space. Ray takes no more objects on a disk that is 95 % full."""
+    """Check free space. Ray stores no more objects on a disk that is 95 % full."""
     there = next(folder for folder in (place, *place.parents) if folder.exists())
     usage = shutil.disk_usage(there)
     free = usage.free / max(usage.total, 1)
@@ -118,7 +118,7 @@ def disk(name: str, place: Path) -> CheckResult:
 
 
 def open_files(limit: int) -> CheckResult:
-    """``ulimit -n``: each of Ray's connections is an open file."""
+    """Check ``ulimit -n``: each of Ray's connections is an open file."""
     low = limit != resource.RLIM_INFINITY
     return judge(
         "open files",
@@ -131,7 +131,7 @@ def open_files(limit: int) -> CheckResult:
 
 
 def free_ports(ports: Mapping[str, int] = RAY_PORTS) -> CheckResult:
-    """Whether ``ray start --head`` finds its ports free on this machine."""
+    """Check that the ports of ``ray start --head`` are free on this machine."""
     taken = [f"{port} ({name})" for name, port in ports.items() if _listens(port)]
     return judge(
         "ports",
@@ -144,7 +144,7 @@ def free_ports(ports: Mapping[str, int] = RAY_PORTS) -> CheckResult:
 
 
 def memory_bytes() -> int:
-    """Of the machine, or of the container, whichever is less."""
+    """Memory of the machine or of the container, whichever is less."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [physical]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
@@ -154,14 +154,14 @@ def memory_bytes() -> int:
 
 
 def name_of_this_machine() -> str:
-    """As its users call it."""
+    """The machine's name as its users know it."""
     return platform.node() or socket.gethostname()
 
 
 def _direct_dependencies() -> list[str]:
     try:
         required = metadata.requires("icre") or []
-    except metadata.PackageNotFoundError:  # the code came with a job; its dependencies are what the nodes have
+    except metadata.PackageNotFoundError:  # the code was uploaded with a job; nodes provide its dependencies
         required = ["torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "simplejpeg", "pydantic", "safetensors"]
     return [_normalised(re.split(r"[\s\[<>=!~;]", text, maxsplit=1)[0]) for text in required if "extra ==" not in text]
 

@@ -1,4 +1,4 @@
-"""A cluster from outside, by its job server, and from inside, by one small task on each of its nodes."""
+"""Check a cluster from outside through its job server, and from inside with one small task per node."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_server(server: JobServer) -> Iterator[CheckResult]:
-    """What the job server tells: versions, nodes, whether it wants a token."""
+    """Check the job server's versions, nodes and token requirement."""
     there = server.versions
     differing = version_warnings(server)
     yield judge(
@@ -59,7 +59,7 @@ def check_server(server: JobServer) -> Iterator[CheckResult]:
 
 
 def token_file() -> Iterator[CheckResult]:
-    """Whether others on this machine can read the token."""
+    """Check whether others on this machine can read the token."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if find_token() is None or not path.is_file():
         return
@@ -75,7 +75,7 @@ def token_file() -> Iterator[CheckResult]:
 
 
 def check_nodes(pins: Mapping[str, str], storage: Storage) -> list[CheckResult]:
-    """One task on each node of the cluster this process belongs to, all at once; a node's silence is a finding."""
+    """Run one task on each node of this process's cluster, in parallel; an unresponsive node is a finding."""
     alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     probe, content = f".icre-doctor-{secrets.token_hex(8)}", secrets.token_bytes(64)
     written = reported("storage", storage_checks.RULE, lambda: _written(storage / probe, content))
@@ -95,7 +95,7 @@ def check_nodes(pins: Mapping[str, str], storage: Storage) -> list[CheckResult]:
 
 
 def reachable(peers: Mapping[str, tuple[str, int]]) -> CheckResult:
-    """Whether this machine can open a connection to each port; ``peers``: what is there, to host and port."""
+    """Check connections from this machine; ``peers``: description to host and port."""
     silent = [f"{name} {host}:{port}" for name, (host, port) in peers.items() if not _connects(host, port)]
     return judge(
         "ports of the others",

@@ -1,4 +1,4 @@
-"""The outcome of one check, with the rule it was held against and how to set it right."""
+"""The outcome of one check, with the rule it was held against and a fix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check: ``value`` is what was found, ``rule`` what should be, ``fix`` what to do if it is not."""
+    """One check: ``value`` is the observation, ``rule`` the requirement, ``fix`` the remedy if it is not met."""
 
     name: str
     state: State
@@ -28,13 +28,13 @@ class CheckResult:
 
 
 def judge(name: str, value: str, *, rule: str, fix: str, failed: bool, warning: bool = False) -> CheckResult:
-    """A finding; the fix is told only where there is something to set right."""
+    """A finding; the fix is included only if it failed or is a warning."""
     state: State = "failed" if failed else "warning" if warning else "ok"
     return CheckResult(name, state, value, rule, "" if state == "ok" else fix)
 
 
 def reported(name: str, rule: str, check: Callable[[], Iterable[CheckResult]]) -> list[CheckResult]:
-    """The findings of ``check``; an error that it raises for the user is a finding that failed."""
+    """The findings of ``check``; an IcreError it raises becomes a failed finding."""
     try:
         return list(check())
     except IcreError as error:
@@ -42,7 +42,7 @@ def reported(name: str, rule: str, check: Callable[[], Iterable[CheckResult]]) -
 
 
 def table(findings: Sequence[CheckResult]) -> Table:
-    """For the console."""
+    """Findings as a console table."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("Where", "Check", "State", "Found", "Rule, and what to do"):
         made.add_column(title, overflow="fold")

@@ -1,4 +1,4 @@
-"""The storage, as the pipeline uses it: whole objects, lists, removal, and a lock that only one can take."""
+"""Storage checks for the operations the pipeline uses: whole objects, listing, removal and exclusive creation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _TIMEOUT_S = 10.0
 
 
 def check_storage(storage: Storage) -> Iterator[CheckResult]:
-    """Put an object, read it, list it, take it as a lock twice, remove it. Raises StorageError for what is refused."""
-    storage.check_writable()  # without patience: a store that is not there shows within seconds
+    """Put, read, list and remove an object, and create a lock twice. Raises StorageError for a rejected operation."""
+    storage.check_writable()  # no retries: an unavailable store fails within seconds
     folder = storage / f".icre-doctor-{secrets.token_hex(8)}"
     content = secrets.token_bytes(1024)
     try:
@@ -55,7 +55,7 @@ def check_storage(storage: Storage) -> Iterator[CheckResult]:
 
 
 def clock(storage: Storage) -> Iterator[CheckResult]:
-    """This machine's clock against the store's; nothing to say for a local folder."""
+    """Compare this machine's clock with the store's; no finding for a local folder."""
     if not storage.is_remote:
         return
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
@@ -63,19 +63,19 @@ def clock(storage: Storage) -> Iterator[CheckResult]:
 
 
 def clock_against(url: str) -> CheckResult:
-    """The clock against the Date header of whatever answers at ``url``."""
+    """Compare the clock with the Date header of the server at ``url``."""
     request, before = urllib.request.Request(url, method="HEAD"), time.time()
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             date = answer.headers.get("Date")
-    except urllib.error.HTTPError as error:  # an anonymous request is refused, with the date
+    except urllib.error.HTTPError as error:  # anonymous requests are rejected with a Date header
         date = error.headers.get("Date")
         error.close()
     except (OSError, ValueError) as error:
         raise StorageError(f"no answer from {url}: {error}", hint="check AWS_ENDPOINT_URL and the network") from error
     if not date:
         return CheckResult("clock", "warning", f"{url} tells no date", "within 5 s of the store's", "check it by hand")
-    # The header has whole seconds.
+    # The header has a resolution of one second.
     skew = parsedate_to_datetime(date).timestamp() + 0.5 - (before + time.time()) / 2
     return judge(
         "clock",
@@ -88,7 +88,7 @@ def clock_against(url: str) -> CheckResult:
 
 
 def sees(storage: Storage, name: str, content: bytes) -> CheckResult:
-    """Whether this machine reads what another one wrote as ``name``."""
+    """Check that this machine reads what another one wrote as ``name``."""
     place = storage / name
     same = place.exists() and place.read_bytes() == content
     return judge(

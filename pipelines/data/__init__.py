@@ -1,1 +1,1 @@
-"""From images to batches: catalog, prepare, read, feed."""
+"""The data pipeline from images to batches: catalog, prepare, read, feed."""

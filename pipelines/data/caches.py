@@ -1,8 +1,8 @@
-"""Random access to the images of a prepared data set, from one file a node that all its processes share.
+"""Random access to the images of a prepared data set, from one file per node shared by all its processes.
 
-Parquet cannot fetch single rows. The first process of a node that needs an image copies them all, verified, into a
-memory-mapped file under ``ICRE_CACHE`` (default: the temporary folder); the others find it there. Pages that do not
-fit in memory are read from the disk again, so the file may be larger than the memory.
+Parquet cannot fetch single rows. The first process of a node that needs an image copies and verifies all of them into
+a memory-mapped file under ``ICRE_CACHE`` (default: the temporary folder), which the others use. Pages that do not fit
+in memory are read from disk again, so the file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DecodedCache:
     """The pixels of some rows at one size: (H, W, 3) uint8 each."""
 
     def __init__(self, data: PreparedData, rows: Rows, *, height: int, width: int, threads: int) -> None:
-        """rows: ascending; the same for a data set whenever it is asked for."""
+        """rows: ascending, and the same in every call for a data set."""
         path = cache_folder() / f"{data.hash}-{height}x{width}.npy"
         shape = (len(rows), height, width, 3)
         made_once(path, int(np.prod(shape)), lambda partial: _write_decoded(data, rows, shape, partial, threads))
@@ -61,13 +61,13 @@ class DecodedCache:
 
 
 def cache_folder() -> Path:
-    """Of this node and user."""
+    """Cache folder of this node and user."""
     default = Path(tempfile.gettempdir()) / f"icre-cache-{os.getuid()}"
     return Path(os.environ.get("ICRE_CACHE", default))
 
 
 def made_once(path: Path, size: int, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a file of about ``size`` bytes, unless another process of the node has done it."""
+    """Create a file of about ``size`` bytes with ``write``, unless another process of the node already has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if path.exists():

@@ -1,4 +1,4 @@
-"""What ``prepare`` knows of a data set from names and lists alone, before it reads an image."""
+"""Survey of a data set for ``prepare``, from names and lists alone, before any image is read."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Survey:
     records: list[Record]
     split_of: dict[str, SplitName]
     set_aside: dict[str, str] = field(default_factory=dict)
-    """Files that are no images of the layout, with the reason."""
+    """Files that are not images of the layout, with the reason."""
     differences: list[str] = field(default_factory=list)
-    """Counts that are not the published ones of a benchmark data set, a line each."""
+    """Counts that differ from the published ones of a benchmark data set, one line each."""
     synthetic: bool = False
 
     def counts(self) -> dict[str, dict[str, Any]]:
@@ -35,7 +35,7 @@ class Survey:
 
 
 def survey(recipe: config.Recipe) -> Survey:
-    """List and check the images of ``data.root``. Raises DataError when they cannot make a data set."""
+    """List and check the images of ``data.root``. Raises DataError if they do not form a data set."""
     source = recipe.data.source
     if recipe.data.root is None:
         raise DataError(
@@ -77,7 +77,7 @@ def _folder(recipe: config.Recipe, root: Storage) -> Survey:
 
 
 def _benchmark(recipe: config.Recipe, root: Storage) -> Survey:
-    """Training and test identities are the data set's own; a share of the training ones validates."""
+    """Survey with the published training and test identities; a share of the training ones is for validation."""
     if root.is_remote:
         raise DataError(
             f"data.root={root.url}: data.source={recipe.data.source} is read from a folder",

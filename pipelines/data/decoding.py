@@ -1,7 +1,7 @@
-"""What a loader process does: rows of a prepared data set become pixels.
+"""Work of a loader process: decode rows of a prepared data set to pixels.
 
-Ray's processes import the module of the function that they run. This one does without torch, which would take seconds
-at the start of each loader, and over 200 MiB for as long as it lives.
+Ray's processes import the module of the function that they run. This one avoids torch, which would cost each loader
+seconds at its start and over 200 MiB for its lifetime.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.storage import Storage
 
 @ray.remote
 def decode_rows(location: str, data_hash: str, rows: Rows, height: int, width: int) -> np.ndarray:
-    """(len(rows), height, width, 3) uint8 of the data set at ``location``. Raises DataError for another hash."""
+    """(len(rows), height, width, 3) uint8 of the data set at ``location``. Raises DataError if its hash differs."""
     cache = encoded(location, data_hash)
     pixels = _buffer((len(rows), height, width, 3))
     for out, row in zip(pixels, rows.tolist(), strict=True):
@@ -29,10 +29,10 @@ def decode_rows(location: str, data_hash: str, rows: Rows, height: int, width: i
     return pixels
 
 
-# One process serves many tasks. What they share is read once a process, and anew when it was prepared anew.
+# One process serves many tasks. Shared data is read once per process, and again after a new preparation.
 @lru_cache(maxsize=2)
 def encoded(location: str, data_hash: str) -> EncodedCache:
-    """The encoded images of the data set at ``location``. Raises DataError when its hash is not ``data_hash``."""
+    """The encoded images of the data set at ``location``. Raises DataError if its hash is not ``data_hash``."""
     data = PreparedData.open(Storage(location))
     if data.hash != data_hash:
         raise DataError(
@@ -42,7 +42,7 @@ def encoded(location: str, data_hash: str) -> EncodedCache:
     return EncodedCache(data)
 
 
-# Ray has copied a task's result when the process gets its next task; new memory would be faulted in page by page.
+# Reused, as Ray copies a task's result before the process gets its next task; new memory faults in page by page.
 @lru_cache(maxsize=2)
 def _buffer(shape: tuple[int, ...]) -> np.ndarray:
     return np.empty(shape, np.uint8)

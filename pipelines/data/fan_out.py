@@ -1,4 +1,4 @@
-"""One function over many items, each in a Ray Data task of its own."""
+"""One function over many items, each in its own Ray Data task."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def fan_out(
     cpus: float = 1,
     done: Callable[[Item], None] | None = None,
 ) -> list[Result]:
-    """``work`` of every item, in their order, on any node with ``cpus`` free. Raises the IcreError that a task raised.
+    """Results of ``work`` for all items, in item order, run on any node with ``cpus`` free.
 
-    ``done`` is called with each item when its result is there, in whatever order they come. Items and results pass
-    through this process, so they should be names and numbers, not images.
+    Raises the IcreError that a task raised. ``done`` is called with each item when its result arrives, in any order.
+    Items and results pass through this process, so they should be names and numbers, not images.
     """
     if not items:
         return []
@@ -39,7 +39,7 @@ def fan_out(
         return {"number": [batch["number"][0]], "result": [pickle.dumps(result)]}
 
     rows = [{"number": number, "item": pickle.dumps(item)} for number, item in enumerate(items)]
-    # Otherwise Ray Data raises an exception of its own that no longer knows the one of the task.
+    # Otherwise Ray Data raises its own exception, without the task's.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     tasks = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(run, batch_size=1, num_cpus=cpus)
     found: dict[int, bytes] = {}
@@ -57,10 +57,10 @@ def fan_out(
 
 
 def blocks_of(rows: ray.data.Dataset) -> Iterator[pa.Table]:
-    """The blocks of ``rows`` as soon as each is made, in whatever order they come.
+    """The blocks of ``rows`` as soon as each is ready, in any order.
 
-    Ray Data's own loops over rows and batches, take_all() too, leave a thread behind, which starts another Ray when the
-    session ends before it does.
+    Ray Data's own iterators over rows and batches, including take_all(), leave a thread behind that starts another Ray
+    if the session ends first.
     """
     for bundle in rows.iter_internal_ref_bundles():
         for block in ray.get(list(bundle.block_refs)):
@@ -68,7 +68,7 @@ def blocks_of(rows: ray.data.Dataset) -> Iterator[pa.Table]:
 
 
 def cpus_for_each(tasks: int) -> int:
-    """CPUs for each of ``tasks`` so that together they use the whole cluster; no more than the largest node has."""
+    """CPUs per task with which ``tasks`` use the whole cluster; no more than the largest node has."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
     return max(1, min(sum(cpus) // max(1, tasks), max(cpus)))

@@ -1,13 +1,13 @@
-"""Training batches out of a prepared data set: planned by ``icre.data.plan``, decoded by Ray tasks or kept decoded.
+"""Training batches from a prepared data set: planned by ``icre.data.plan``, decoded by Ray tasks or kept decoded.
 
-Each training process plans for itself what it reads, one epoch ahead. A "chunk" is its cut of a few successive global
-batches; one stateless task decodes it, on any node with a free CPU, and it is read where Ray put it, without a copy.
-A fixed number of tasks is in flight, which bounds the memory; there is no coordinator between workers, no shuffle and
-no barrier, and starting at step s is planning from s on. With ``train.cache=decoded`` there are no tasks: batches are
-gathered from the node's file of pixels.
+Each training process plans its own reads, one epoch ahead. A "chunk" is its share of a few successive global batches.
+One stateless task decodes a chunk on any node with a free CPU, and the result is read in place, without a copy. A fixed
+number of tasks is in flight, which bounds memory. There is no coordinator between workers, no shuffle and no barrier;
+to start at step s is to plan from s. With ``train.cache=decoded`` there are no tasks: batches are gathered from the
+node's pixel file.
 
-These are tasks and not a ``ray.data.Dataset`` because the data set's executor is a Python thread of the process that
-consumes it, and one that turns without a pause while the consumer is the slower side: see docs/architecture.md.
+These are tasks rather than a ``ray.data.Dataset`` because the data set's executor is a Python thread of the consuming
+process, which spins while the consumer is the slower side: see docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from pipelines.data.decoding import decode_rows, encoded
 from pipelines.data.prepared import PreparedData
 
 CHUNK_BYTES = 64 * 2**20
-"""Decoded size aimed at: large enough to hide the cost of a task, small enough to have several in memory."""
+"""Target size of a decoded chunk: large enough to hide the cost of a task, small enough to have several in memory."""
 GATHERED_AHEAD = 2
-"""Batches that are gathered from decoded pixels before they are asked for."""
+"""Batches gathered from decoded pixels ahead of use."""
 
 
 class Planned(NamedTuple):
@@ -71,7 +71,7 @@ class Feed:
     def batches(self, *, start: int, stop: int, device: torch.device) -> Iterator[Batch]:
         """Batches of the global steps ``start`` (included) to ``stop`` (not included), in order.
 
-        On a CPU the images of a batch are Ray's own memory: read them, never write to them.
+        On a CPU the images of a batch are Ray's own memory and must not be written to.
         """
         planned = self._planned(start, stop)
         decoded = self.recipe.train.cache == "decoded"
@@ -80,7 +80,7 @@ class Feed:
 
     def _planned(self, start: int, stop: int) -> Iterator[Planned]:
         per_epoch, index = self.steps_per_epoch, self.data.training_index()
-        with ThreadPoolExecutor(1) as pool:  # the next epoch's plan, while this one is trained on
+        with ThreadPoolExecutor(1) as pool:  # plans the next epoch during the current one
             upcoming = pool.submit(self._plan, index, start // per_epoch)
             for epoch in range(start // per_epoch, -(-stop // per_epoch)):
                 rows, upcoming = upcoming.result(), pool.submit(self._plan, index, epoch + 1)
@@ -99,7 +99,7 @@ class Feed:
             seed=self.recipe.seed,
             epoch=epoch,
         )
-        return plan.cut(whole, rank=self.rank, world_size=self.world_size).copy()  # lets go of the others' rows
+        return plan.cut(whole, rank=self.rank, world_size=self.world_size).copy()  # frees the other workers' rows
 
     def _decoded(self, planned: Iterator[Planned]) -> Iterator[tuple[Planned, np.ndarray]]:
         train, size = self.recipe.train, self.recipe.data
@@ -115,7 +115,7 @@ class Feed:
         while in_flight:
             chunk, task = in_flight.popleft()
             pixels = _result(task).reshape(len(chunk), self.rows_per_step, size.height, size.width, 3)
-            in_flight.extend(islice(upcoming, 1))  # the processes decode on while these batches are trained on
+            in_flight.extend(islice(upcoming, 1))  # keeps the processes decoding while these batches are trained on
             yield from zip(chunk, pixels, strict=True)
 
     def _gathered(self, planned: Iterator[Planned]) -> Iterator[tuple[Planned, np.ndarray]]:
@@ -140,7 +140,7 @@ class Feed:
             world_size=self.world_size,
         )
         with warnings.catch_warnings():
-            # torch warns that it cannot see that Ray's memory is read-only; see `batches`.
+            # torch warns about Ray's read-only memory; see `batches`.
             warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
             on_cpu = torch.from_numpy(pixels)
         return Batch(
@@ -153,7 +153,7 @@ class Feed:
 
 
 def load_images(data: PreparedData, rows: list[int], *, height: int, width: int, threads: int = 1) -> torch.Tensor:
-    """(len(rows), 3, H, W) uint8, decoded here; for sets that fit in memory, such as validation."""
+    """(len(rows), 3, H, W) uint8, decoded in this process; for sets that fit in memory, such as validation."""
     cache = encoded(data.location.url, data.hash)
     with ThreadPoolExecutor(threads) as pool:
         decoded = list(pool.map(lambda row: images.decode(cache[row], height=height, width=width), rows))

@@ -1,7 +1,7 @@
-"""Which files are there: the SHA-256 and the size of each.
+"""Fingerprints of files: the SHA-256 and the size of each.
 
-Ray's processes import the module of the function that they run: this one and ``shards`` do without torch, which
-takes seconds and 200 MiB in each of them.
+Ray's processes import the module of the function that they run. This one and ``shards`` avoid torch, which would cost
+each process seconds and 200 MiB.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
 
 FILES_PER_TASK = 1024
-"""A task costs Ray as much as reading a hundred."""
+"""One task costs Ray as much as reading a hundred files."""
 READS_AT_ONCE = 4
-"""Of a task: an object store answers each after milliseconds."""
+"""Concurrent reads per task: an object store takes milliseconds to answer each."""
 
 
 def fingerprint(root: Storage, paths: Sequence[str]) -> tuple[dict[str, str], dict[str, int]]:
-    """SHA-256 and size in bytes of the files below ``root``, by path. Raises StorageError for one that is gone."""
+    """SHA-256 and size in bytes of the files below ``root``, by path. Raises StorageError if one is missing."""
     parts = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
     with progress("prepare: fingerprints", len(paths), "files") as advance:
         found = fan_out(partial(_read_all, root), parts, done=lambda part: advance(len(part)))

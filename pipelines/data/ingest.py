@@ -1,7 +1,8 @@
-"""Images become a prepared data set, sharded over the cluster by Ray Data.
+"""Conversion of images to a prepared data set, sharded over the cluster by Ray Data.
 
-survey -> fingerprint every file -> keep the shards that still hold -> decode, fit and write each new shard in one
-task -> manifest last. Killed anywhere and run again, it goes on with what is written and ends with the same bytes.
+survey -> fingerprint every file -> keep the shards that are still valid -> decode, fit and write each new shard in one
+task -> manifest last. If killed at any point and run again, it resumes from what is written and produces the same
+bytes.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pipelines.storage import Storage
 
 
 def prepare(recipe: config.Recipe, found: Survey | None = None) -> tuple[PreparedData, bool]:
-    """Prepare ``recipe.data``; the data set, and whether anything was written.
+    """Prepare ``recipe.data``; return the data set, and whether anything was written.
 
-    found: the images, where they were listed before; None lists them.
+    found: the images, if already listed; None lists them.
 
-    A shard of the data set as it is stays, byte for byte, if every image in it is still there, unchanged and in the
-    same split; all other images go to new shards. Raises DataError for an unusable folder, for the same picture
-    under two identities, and when more than ``data.max_unreadable_share`` of the images do not decode; a data set
-    prepared earlier then stays as it was.
+    An existing shard is kept, byte for byte, if every image in it is still present, unchanged and in the same split.
+    All other images go to new shards. Raises DataError for an unusable folder, for the same picture under two
+    identities, and if more than ``data.max_unreadable_share`` of the images do not decode; a data set prepared
+    earlier is then left unchanged.
     """
     if found is None:
         found = survey(recipe)
@@ -55,7 +56,7 @@ def prepare(recipe: config.Recipe, found: Survey | None = None) -> tuple[Prepare
         written, unreadable = write_shards(found.root, location, planned, settings)
         _check_unreadable(recipe, unreadable, total=len(found.records))
         manifest = _manifest(recipe, found, settings, identifier, [*kept, *written], unreadable)
-    except DataError:  # and not an outage of the storage: the next run goes on with what is written
+    except DataError:  # but not a storage outage: the next run resumes from what is written
         _remove_unlisted(location, before)
         raise
     (location / MANIFEST).write_json(manifest)
@@ -64,7 +65,7 @@ def prepare(recipe: config.Recipe, found: Survey | None = None) -> tuple[Prepare
 
 
 def _settings(recipe: config.Recipe, found: Survey) -> dict[str, Any]:
-    """What the stored bytes depend on besides the rows. Without a height and a width, images keep their sizes."""
+    """Settings that the stored bytes depend on besides the rows. Without height and width, images keep their sizes."""
     data = recipe.data
     settings = {
         "format": FORMAT,
@@ -73,7 +74,7 @@ def _settings(recipe: config.Recipe, found: Survey) -> dict[str, Any]:
         "jpeg_quality": data.jpeg_quality,
         "source": "synthetic" if found.synthetic else data.source,
     }
-    # Resized is not named: data sets that were prepared before there was a choice stay valid.
+    # "resized" is not recorded: data sets prepared before the option existed stay valid.
     return settings if data.store == "resized" else settings | {"height": None, "width": None, "store": "original"}
 
 
@@ -93,7 +94,7 @@ def _refuse_conflicts(found: Survey, digests: dict[str, str]) -> None:
     for record in found.records:
         holders[digests[record.path]].append(record)
     shared = (group for group in holders.values() if len({record.pid for record in group}) > 1)
-    # Equal files that are no picture (empty, cut off) say nothing about labels: they are set aside later.
+    # Equal files that are not pictures (empty, truncated) are no conflict of labels; they are set aside later.
     conflicts = [group for group in shared if _is_picture((found.root / group[0].path).read_bytes())]
     if conflicts:
         examples = "; ".join(" = ".join(record.path for record in group) for group in conflicts[:3])
@@ -104,15 +105,15 @@ def _refuse_conflicts(found: Survey, digests: dict[str, str]) -> None:
 
 
 def _without_copies(found: Survey, digests: dict[str, str]) -> Survey:
-    """Of equal files of an identity and modality the first alone: a copy would count twice in batches and ranks.
+    """Keep only the first of equal files of an identity and modality: a copy would count twice in batches and ranks.
 
-    The benchmark data sets stay as they were published, whatever they hold.
+    Not applied to benchmark data sets, which stay as published.
     """
     first: dict[tuple[str, str, str], str] = {}
     copies = {}
     for record in found.records:
         original = first.setdefault((record.pid, record.modality, digests[record.path]), record.path)
-        # Equal files that are no picture are unreadable, each of them, and count as such.
+        # Equal files that are not pictures each count as unreadable.
         if original != record.path and _is_picture((found.root / record.path).read_bytes()):
             copies[record.path] = f"the same file as {original}"
     records = [record for record in found.records if record.path not in copies]
@@ -159,7 +160,7 @@ def _manifest(
             f"data.root={found.root.url}: none of the {len(training)} training identities has both modalities",
             hint="an identity's visible and infrared folders must have the same name",
         )
-    # In one order whatever the history, so that rows are numbered alike wherever the shards are.
+    # A fixed order regardless of history and location, so that rows are always numbered alike.
     ordered = sorted(shards, key=lambda shard: (shard["identities"], shard["file"]))
     return {
         **settings,
@@ -180,7 +181,7 @@ def _manifest(
 
 
 def _manifest_of(location: Storage) -> dict[str, Any]:
-    """The manifest as it is, of whatever format; without one, that of no shards."""
+    """The current manifest, in any format; if there is none, one without shards."""
     path = location / MANIFEST
     found: dict[str, Any] = path.read_json(default={"shards": []})
     return found

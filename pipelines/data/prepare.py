@@ -1,4 +1,4 @@
-"""Preparing a data set inside an open Ray session, and what is said of it."""
+"""Preparation of a data set inside an open Ray session, with a printed summary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.runtime.markdown import markdown_table
 
 
 def run(recipe: config.Recipe, found: Survey | None = None) -> PreparedData:
-    """Prepare inside an open Ray session, and print what came out. found: as of :func:`ingest.prepare`."""
+    """Prepare inside an open Ray session and print the outcome. found: as in :func:`ingest.prepare`."""
     data, written = ingest.prepare(recipe, found)
     manifest = data.manifest
     for difference in manifest["differences"]:

@@ -1,7 +1,7 @@
-"""A prepared data set: Parquet shards and the manifest that makes them one whole.
+"""A prepared data set: Parquet shards and the manifest that lists them.
 
-``<storage>/datasets/<name>/manifest.json`` is written last and replaced atomically, so shards that it does not
-list do not exist for a reader.
+``<storage>/datasets/<name>/manifest.json`` is written last and replaced atomically; readers ignore shards that it does
+not list.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from pipelines.storage import Storage
 MANIFEST = "manifest.json"
 FORMAT = 1
 ROW_GROUP_ROWS = 256
-"""Rows that are read together when a single image is asked for."""
+"""Rows that are read together to fetch a single image."""
 
 
 def location_of(recipe: config.Recipe) -> Storage:
-    """Where the recipe's data set is, or will be."""
+    """Location of the recipe's data set, whether it exists yet or not."""
     return Storage(recipe.storage) / "datasets" / recipe.data.name
 
 
@@ -41,14 +41,14 @@ def open_data(recipe: config.Recipe) -> PreparedData:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Reader of a prepared data set. Rows are numbered 0..N-1 through the shards in manifest order."""
+    """Reader of a prepared data set. Rows are numbered 0..N-1 across the shards in manifest order."""
 
     location: Storage
     manifest: dict[str, Any]
 
     @classmethod
     def open(cls, location: Storage) -> PreparedData:
-        """Raises DataError when there is no manifest, or a shard that it lists is missing or of another size."""
+        """Raises DataError if there is no manifest, or if a shard that it lists is missing or of another size."""
         path = location / MANIFEST
         if not path.exists():
             raise DataError(
@@ -68,12 +68,12 @@ class PreparedData:
 
     @property
     def hash(self) -> str:
-        """Identifies the content: labels, splits and stored pixels."""
+        """Hash of the content: labels, splits and stored pixels."""
         return str(self.manifest["hash"])
 
     @property
     def classes(self) -> list[str]:
-        """Training identities, sorted; an identity's label is its place in this list."""
+        """Training identities, sorted; an identity's label is its index in this list."""
         return list(self.manifest["classes"])
 
     @property
@@ -83,12 +83,12 @@ class PreparedData:
 
     @cached_property
     def labels(self) -> pa.Table:
-        """Every row's identity, modality, camera and split, as dictionaries; neither pixels nor paths are read."""
+        """Every row's identity, modality, camera and split, dictionary-encoded; neither pixels nor paths are read."""
         return self._read(LABEL_COLUMNS, dictionaries=LABEL_COLUMNS).unify_dictionaries().combine_chunks()
 
     @cached_property
     def labels_and_paths(self) -> pa.Table:
-        """``labels``, and every row's path within the images that were prepared."""
+        """``labels`` and every row's path within the source images."""
         return self.labels.append_column("path", pc.struct_field(self._read(["image.path"])["image"], "path"))
 
     def rows_of(self, split: SplitName) -> list[int]:
@@ -97,14 +97,14 @@ class PreparedData:
         return rows
 
     def records(self, rows: Sequence[int]) -> list[Record]:
-        """What is known of ``rows``, in that order."""
+        """Records of ``rows``, in that order."""
         labels = self.labels_and_paths.take(rows)
         columns = (labels[name].to_pylist() for name in ("identity", "modality", "camera", "path"))
         return [Record(*values) for values in zip(*columns, strict=True)]
 
     @cached_property
     def targets(self) -> Rows:
-        """(N,) int64: every row's label; -1 for what is not trained on, such as identities that lack a modality."""
+        """(N,) int64: every row's label; -1 for rows not trained on, such as identities that lack a modality."""
         return self._codes("identity", self.classes)
 
     def training_index(self) -> TrainingIndex:
@@ -113,18 +113,18 @@ class PreparedData:
         return TrainingIndex.build(rows, self.targets[rows], self._codes("modality", ["infrared"])[rows] == 0)
 
     def verified_shards(self) -> Iterator[pa.Buffer]:
-        """Content of each shard, in order. Raises DataError for one whose SHA-256 is not the manifest's."""
+        """Content of each shard, in order. Raises DataError if a shard's SHA-256 is not the manifest's."""
         filesystem, _ = self.location.arrow()
         for shard, path in zip(self.manifest["shards"], self.shard_paths, strict=True):
             yield _verified_shard(filesystem, path, shard)
 
     def verify(self) -> None:
-        """Read every shard. Raises DataError for one whose SHA-256 is not the manifest's."""
+        """Read every shard. Raises DataError if a shard's SHA-256 is not the manifest's."""
         for _ in self.verified_shards():
             pass
 
     def image(self, row: int) -> bytes:
-        """Encoded image of one row; reads the row group it lies in. For many rows: ``pipelines.data.caches``."""
+        """Encoded image of one row; reads its whole row group. For many rows, use ``pipelines.data.caches``."""
         start = 0
         for shard, path in zip(self.manifest["shards"], self.shard_paths, strict=True):
             if row < start + shard["rows"]:
@@ -141,7 +141,7 @@ class PreparedData:
         return pa.concat_tables([file.read(columns=list(columns)) for file in files])
 
     def _codes(self, column: str, values: Sequence[str]) -> Rows:
-        """(N,) int64: the place of each row's label in ``values``, -1 if it is not among them."""
+        """(N,) int64: the index of each row's label in ``values``, -1 if absent."""
         chunk = self.labels[column].combine_chunks()
         place = {value: number for number, value in enumerate(values)}
         codes = np.array([place.get(value, -1) for value in chunk.dictionary.to_pylist()], np.int64)

@@ -1,7 +1,7 @@
-"""Parquet shards of a prepared data set: which are kept, which are planned, and how one is written.
+"""Parquet shards of a prepared data set: selection of those to keep, planning and writing of new ones.
 
-A shard's file is named after the rows that it was planned from, so the same images give the same names. Beside a new
-shard lies its receipt until the manifest is written: a preparation that was killed finds there what is already done.
+A shard's file is named after the rows that it was planned from, so the same images give the same names. A new shard has
+a receipt next to it until the manifest is written, from which a killed preparation resumes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
 
 Shard = dict[str, Any]
-"""A manifest's description of a shard: file, rows, bytes, sha256, and its first and last identity."""
+"""Manifest entry of a shard: file, rows, bytes, sha256, and its first and last identity."""
 
 
 @dataclass(frozen=True, order=True)
 class Row:
-    """One image that is to be in a shard. Rows sort as records do."""
+    """One image to be stored in a shard. Rows sort like records."""
 
     identity: str
     modality: str
@@ -39,7 +39,7 @@ class Row:
     path: str
     split: str
     sha256: str
-    """Of the original file."""
+    """SHA-256 of the original file."""
 
 
 def digest(value: Any) -> str:
@@ -48,9 +48,9 @@ def digest(value: Any) -> str:
 
 
 def usable_shards(location: Storage, shards: Sequence[Shard], wanted: Sequence[Row]) -> tuple[list[Shard], list[Row]]:
-    """Those of ``shards`` that are whole and hold nothing but wanted rows; and the rows that they leave to be written.
+    """The ``shards`` that are intact and contain only wanted rows, and the remaining rows to write.
 
-    A shard is whole when its SHA-256 is the one that it was listed with.
+    A shard is intact if its SHA-256 is the listed one.
     """
     with progress("prepare: shards that are there", len(shards), "shards") as advance:
         found = fan_out(partial(_rows_if_whole, location), shards, done=lambda shard: advance(1))
@@ -64,7 +64,7 @@ def usable_shards(location: Storage, shards: Sequence[Shard], wanted: Sequence[R
 
 
 def plan_shards(rows: Sequence[Row], sizes: dict[str, int], *, target: float) -> list[list[Row]]:
-    """Rows sorted by identity, cut where an identity ends once a shard's source files reach ``target`` bytes."""
+    """Rows sorted by identity, cut at the end of an identity once a shard's source files reach ``target`` bytes."""
     shards: list[list[Row]] = []
     size = 0.0
     for row in sorted(rows):
@@ -79,12 +79,12 @@ def plan_shards(rows: Sequence[Row], sizes: dict[str, int], *, target: float) ->
 def write_shards(
     root: Storage, location: Storage, shards: Sequence[Sequence[Row]], settings: dict[str, Any]
 ) -> tuple[list[Shard], dict[str, str]]:
-    """Write each shard in a task of its own; their descriptions, and the images that are unusable with the reason.
+    """Write each shard in its own task; return the shards, and the unusable images with the reason.
 
-    A task has as many CPUs as there are for each shard, so that few shards, too, keep the cluster busy.
+    The cluster's CPUs are divided among the shards, so that even a few shards keep it busy.
     """
     cpus = cpus_for_each(len(shards))
-    # One thread more, as some wait for files.
+    # One extra thread, as some wait for files.
     write = partial(_write_shard, root, location, settings, cpus + 1)
     with progress("prepare: images into shards", sum(map(len, shards)), "images") as advance:
         results = fan_out(write, shards, cpus=cpus, done=lambda rows: advance(len(rows)))
@@ -95,7 +95,7 @@ def write_shards(
 def _write_shard(
     root: Storage, location: Storage, settings: dict[str, Any], threads: int, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """Decode, fit and store ``rows``, unless a receipt says that it is done: ``{"shard": ..., "unreadable": ...}``."""
+    """Decode, fit and store ``rows``, unless there is a receipt: ``{"shard": ..., "unreadable": ...}``."""
     name = f"shards/part-{digest([settings, [vars(row) for row in rows]])[:16]}"
     receipt = location / f"{name}.json"
     if receipt.exists():
@@ -121,7 +121,7 @@ def _write_shard(
 
 
 def _fit(root: Storage, settings: dict[str, Any], row: Row) -> bytes | str:
-    """The bytes to store, or the reason why there are none."""
+    """The bytes to store, or the reason there are none."""
     content = (root / row.path).read_bytes()
     try:
         return fit_image(
@@ -134,11 +134,11 @@ def _fit(root: Storage, settings: dict[str, Any], row: Row) -> bytes | str:
 def _as_parquet(
     fitted: Iterable[tuple[Row, bytes | str]], source: str, unreadable: dict[str, str]
 ) -> tuple[bytes, list[Row]]:
-    """The file and the rows in it; the others go to ``unreadable``. A row group is written as soon as it is full."""
+    """The file and its rows; the others go to ``unreadable``. A row group is written as soon as it is full."""
     kept: list[Row] = []
     images: list[bytes] = []
     sink = io.BytesIO()
-    # Images are compressed already; labels are tiny once they are dictionaries.
+    # Images are already compressed; dictionary-encoded labels are tiny.
     with pq.ParquetWriter(sink, PARQUET_SCHEMA, compression="none") as writer:
         for row, stored in fitted:
             if isinstance(stored, str):

@@ -1,4 +1,4 @@
-"""Rendering the recipe's synthetic people into its image folder."""
+"""Rendering of the recipe's synthetic people into its image folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(recipe: config.Recipe) -> None:
 
 
 def spec_of(recipe: config.Recipe) -> tuple[SyntheticSpec, Path]:
-    """The set to render and its local folder. Raises ConfigError when the recipe names neither."""
+    """The set to render and its local folder. Raises ConfigError if the recipe lacks either."""
     settings, data = recipe.data.synthetic, recipe.data
     if settings is None or data.root is None or "://" in data.root:
         raise ConfigError(
@@ -42,12 +42,12 @@ def spec_of(recipe: config.Recipe) -> tuple[SyntheticSpec, Path]:
 
 
 def images_of(spec: SyntheticSpec) -> int:
-    """How many images a set has."""
+    """Number of images in a set."""
     return 2 * spec.identities * spec.images_per_modality
 
 
 def describe(spec: SyntheticSpec) -> str:
-    """One line for people."""
+    """One-line description of a set."""
     return (
         f"{spec.identities} synthetic identities, {images_of(spec)} images of {spec.height}x{spec.width}, "
         f"{spec.visible_cameras} visible and {spec.infrared_cameras} infrared cameras, "

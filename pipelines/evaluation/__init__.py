@@ -1,1 +1,1 @@
-"""From a checkpoint to features, and from features to metrics."""
+"""Evaluation: features from a checkpoint, and metrics from features."""

@@ -1,4 +1,4 @@
-"""Features of a split, by Ray Data or in this process: every image exactly once, and the count checked."""
+"""Feature extraction for a split, by Ray Data or in this process: every image exactly once, with a count check."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from pipelines.runtime.progress import progress
 def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe) -> torch.Tensor:
     """(n, D) float32 retrieval features of ``data.rows_of(split)``, in that order, by a checkpoint of a run.
 
-    The network gets images of the recipe's size; with ``evaluation.flip`` a feature is the normalised sum of those of
-    the image and of its mirror image. Raises IcreError when the number of features is not that of the
-    images.
+    The network takes images of the recipe's size; with ``evaluation.flip`` a feature is the normalised sum of those of
+    the image and of its mirror image. Raises IcreError if the number of features is not that of the images.
     """
     wanted = data.labels_and_paths["path"].take(data.rows_of(split)).to_pylist()
     rows: list[dict[str, Any]] = []
@@ -44,13 +43,13 @@ def embed(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, r
 
 
 Rows = list[dict[str, Any]]
-"""A path and a feature each."""
+"""Rows with a path and a feature each."""
 
 
 def _by_ray_data(
     run_url: str, checkpoint: str, data: PreparedData, split: SplitName, recipe: config.Recipe
 ) -> Iterator[Rows]:
-    import ray.data  # seconds, which an evaluation in the command's own process does without
+    import ray.data  # takes seconds, and evaluation in this process does not need it
     from ray.data.expressions import col
 
     from pipelines.data.fan_out import blocks_of
@@ -86,7 +85,7 @@ def _here(run_url: str, checkpoint: str, data: PreparedData, split: SplitName, r
 
 
 class _Embedder:
-    """One embedding process: loads the network, turns a batch of rows into features."""
+    """One embedding process: loads the network and converts batches of rows to features."""
 
     def __init__(self, run_url: str, checkpoint: str, recipe: config.Recipe) -> None:
         torch.set_num_threads(max(1, int(recipe.evaluation.cpus_per_worker)))

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint of a run; the result lands in the run's eval/."""
+"""Evaluation of a run's checkpoint; the result is written to the run's eval/."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipelines.storage import Storage
 def evaluated_recipes(
     run: Run, storage: str, overrides: Sequence[str] = (), protocols: Sequence[str] | None = None
 ) -> list[config.Recipe]:
-    """The run's own recipe with ``overrides`` on top, in the storage it was found in; one for each protocol."""
+    """The run's own recipe with ``overrides`` on top, in the storage it was found in; one per protocol."""
     where = f"run {run.name}"
     common = [f"storage={storage}"]
     if not protocols:
@@ -63,12 +63,12 @@ def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
 
 
 def permutations_of(recipe: config.Recipe) -> Permutations | None:
-    """The official draws of SYSU-MM01, which lie beside the images that were prepared; None without ``data.root``."""
+    """The official draws of SYSU-MM01, stored next to the source images; None without ``data.root``."""
     return None if recipe.data.root is None else read_permutations(Path(recipe.data.root) / sysu.PERMUTATIONS)
 
 
 def result_path(run: Run, name: str, recipe: config.Recipe) -> Storage:
-    """Where the result of a checkpoint is written."""
+    """Location of the result of a checkpoint."""
     settings = recipe.evaluation
     options = [option for option in ("flip", "rerank") if getattr(settings, option)]
     return run.location / "eval" / f"{'-'.join([name, settings.protocol, *options])}.json"

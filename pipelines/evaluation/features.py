@@ -1,7 +1,7 @@
-"""Features of a split, kept in the run folder: the same network on the same images is asked once.
+"""Features of a split, cached in the run folder and extracted once per network and images.
 
-``<run>/features/<key>.safetensors``, where the key is a hash of all that the features depend on. Deleting the folder
-costs time and nothing else.
+``<run>/features/<key>.safetensors``, where the key is a hash of everything the features depend on. Deleting the folder
+only costs time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pipelines.runs.run import Run
 from pipelines.storage import Storage
 
 _FORMAT = 1
-"""Changes when features of the same network and images change."""
+"""Changed whenever the features of the same network and images change."""
 
 
 def features_of(
     run: Run, checkpoint: str, model: str, data: PreparedData, split: SplitName, recipe: config.Recipe
 ) -> tuple[torch.Tensor, bool]:
-    """(n, D) float32 retrieval features of ``data.rows_of(split)``, in that order, and whether they were there already.
+    """(n, D) float32 retrieval features of ``data.rows_of(split)``, in that order, and whether they were cached.
 
     model: hash of the checkpoint's network, see :func:`model_hash`.
     """
@@ -42,7 +42,7 @@ def features_of(
 def kept_features(
     run: Run, model: str, data: PreparedData, split: SplitName, recipe: config.Recipe
 ) -> torch.Tensor | None:
-    """Those that were extracted before; None without any, or when they are damaged."""
+    """The cached features; None if there are none or they are damaged."""
     path = _place(run, model, data, split, recipe)
     if not path.exists():
         return None

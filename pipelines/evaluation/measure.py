@@ -1,4 +1,4 @@
-"""What an evaluation finds out about features, as plain JSON types."""
+"""Results of an evaluation of features, as plain JSON types."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def measure(
     *,
     permutations: Permutations | None = None,
 ) -> dict[str, Any]:
-    """Everything that a file of ``eval/`` says about (n, D) features of the test split.
+    """Content of an ``eval/`` file about (n, D) features of the test split.
 
-    Metrics are by the recipe's distance; camera pairs, ranked lists and the histogram by cosine distance alone.
+    Metrics use the recipe's distance; camera pairs, ranked lists and the histogram always use cosine distance.
     """
     rows = data.rows_of(SPLIT)
     records = data.records(rows)
@@ -60,7 +60,7 @@ def measure(
 
 
 def choices(recipe: config.Recipe) -> dict[str, Any]:
-    """Everything that the numbers depend on beside the network and the images, by name."""
+    """Everything that the numbers depend on besides the network and the images, by name."""
     settings = recipe.evaluation
     return protocol_of(recipe).choices() | {
         "feature": "BNNeck, L2-normalised",
@@ -72,7 +72,7 @@ def choices(recipe: config.Recipe) -> dict[str, Any]:
 
 
 def differences(results: dict[str, DirectionResult], protocol: Protocol) -> list[str]:
-    """A line for each number of images that is not the published one: then neither is the result comparable."""
+    """One line for each image count that is not the published one, which makes the result not comparable."""
     lines = []
     for name, result in results.items():
         found = {"query": result.queries + result.skipped, "gallery": result.gallery}

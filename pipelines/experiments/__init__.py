@@ -1,1 +1,1 @@
-"""Many trainings of one recipe: ablation tables, search spaces, Ray Tune, and tables of results."""
+"""Experiments with many trainings: ablation tables, search spaces, Ray Tune and result tables."""

@@ -1,4 +1,4 @@
-"""An ablation table: its trainings, and the files that its results are written to."""
+"""Run the trainings of an ablation table and write its results."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Trial:
 
 
 def plan(recipe: config.Recipe, *, table: str, seeds: int, only: Sequence[str] = ()) -> list[Trial]:
-    """The trainings of a table, seed by seed, so that an early stop leaves whole tables of fewer seeds.
+    """The trainings of a table, ordered by seed: stopping early leaves complete tables with fewer seeds.
 
-    Every recipe is checked here: ConfigError names all that break a rule before anything is trained.
+    All recipes are checked here: ConfigError lists every invalid one before training starts.
     """
     variants = _variants(table, only)
     problems: dict[str, str] = {}
@@ -55,7 +55,7 @@ def plan(recipe: config.Recipe, *, table: str, seeds: int, only: Sequence[str] =
 
 
 def run(trials: Sequence[Trial], data: PreparedData, folder: Storage) -> str:
-    """Run ``trials`` inside an open Ray session; the table, written anew after each of them."""
+    """Run ``trials`` inside an open Ray session; returns the table, which is rewritten after each training."""
     for trial in trials:
         runner.check_reusable(trial.run, trial.recipe, data)
     sweep = sweep_of(trials, folder)
@@ -84,7 +84,7 @@ def _write(folder: Storage, markdown: str, trials: Sequence[Trial], entries: Seq
 
 
 def sweep_of(trials: Sequence[Trial], folder: Storage) -> Sweep:
-    """The trainings in the words of the engine that `icre tune` runs on, too."""
+    """The trainings as a sweep for the engine shared with `icre tune`."""
     own = trials[0].recipe
     base = own.model_copy(update={"tune": config.Tune(method="grid", concurrent=own.tune.concurrent)})
     listed = tuple(
@@ -94,7 +94,7 @@ def sweep_of(trials: Sequence[Trial], folder: Storage) -> Sweep:
 
 
 def _whole_seeds(trials: Sequence[Trial], concurrent: int) -> list[list[int]]:
-    """Numbers of the trials, in parts of whole seeds that keep the cluster busy: a table is written after each."""
+    """Trial numbers in batches of whole seeds that keep the cluster busy; a table is written after each batch."""
     seeds = sorted({trial.recipe.seed for trial in trials})
     each = -(-concurrent * len(seeds) // len(trials))
     parts = [set(seeds[start : start + each]) for start in range(0, len(seeds), each)]
@@ -102,7 +102,7 @@ def _whole_seeds(trials: Sequence[Trial], concurrent: int) -> list[list[int]]:
 
 
 def _sweep(trials: Sequence[Trial], entries: Sequence[Entry]) -> figures.Sweep:
-    """A panel of the paper's Figure 3: rank-1 and mAP, means of the directions, against the parameter's value."""
+    """One panel of the paper's Figure 3: rank-1 and mAP, averaged over directions, against the parameter's value."""
     values = {trial.variant.name: trial.variant.value for trial in trials}
     points: dict[float, dict[str, list[float]]] = {}
     for entry in entries:
@@ -117,7 +117,7 @@ def _sweep(trials: Sequence[Trial], entries: Sequence[Entry]) -> figures.Sweep:
 
 
 def _entry(trial: Trial) -> Entry:
-    """One trial's result; a training that failed is an entry that says why, and the others go on."""
+    """Result of one trial; a failed training gives an entry with the reason and does not stop the others."""
     variant, seed, name = trial.variant.name, trial.recipe.seed, trial.run.name
     if trial.run.state == "finished":
         return Entry(variant, seed, name, result=runner.evaluation_of(trial.run, trial.recipe))

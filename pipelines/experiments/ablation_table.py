@@ -1,4 +1,4 @@
-"""The table of an ablation, in Markdown and LaTeX: a row a variant, mean ± standard deviation over its seeds."""
+"""Ablation tables in Markdown and LaTeX: one row per variant, mean ± standard deviation over its seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METRICS = {"rank1": "Rank-1", "mAP": "mAP"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One training of the table: what ``icre evaluate`` wrote, or why there is nothing."""
+    """One training in the table: the output of ``icre evaluate``, or the error."""
 
     variant: str
     seed: int
@@ -28,7 +28,7 @@ class Entry:
         return None if self.result is None else float(self.result["directions"][direction]["mean"][name])
 
     def mean_metric(self, name: str) -> float | None:
-        """The same, mean over the directions."""
+        """Mean of :meth:`metric` over the directions."""
         directions = self.result["directions"] if self.result is not None else {}
         found = [m for direction in directions if (m := self.metric(direction, name)) is not None]
         return sum(found) / len(found) if found else None
@@ -39,7 +39,7 @@ class Entry:
 
 
 def ablation_table_markdown(entries: Sequence[Entry]) -> str:
-    """Markdown: for each variant the metrics, and the mean difference to the first variant, seed by seed."""
+    """Markdown table: metrics per variant, and the mean difference to the first variant, paired by seed."""
     rows = _rows(entries)
     if not rows:
         return "\n".join(["No run has a result.", *_failures(entries)])
@@ -48,7 +48,7 @@ def ablation_table_markdown(entries: Sequence[Entry]) -> str:
 
 
 def ablation_table_latex(entries: Sequence[Entry]) -> str:
-    """The same rows as a LaTeX tabular with booktabs' rules; the notes are comments. Empty without a result."""
+    """The same rows as a LaTeX booktabs tabular, with the notes as comments. Empty without results."""
     rows = _rows(entries)
     if not rows:
         return ""
@@ -59,7 +59,7 @@ def ablation_table_latex(entries: Sequence[Entry]) -> str:
 
 
 def _rows(entries: Sequence[Entry]) -> list[list[str]]:
-    """Cells of the table, its head first; none without a result."""
+    """Table cells with the header row first; empty without results."""
     evaluated = [entry.result for entry in entries if entry.result is not None]
     if not evaluated:
         return []

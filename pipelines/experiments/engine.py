@@ -1,7 +1,6 @@
-"""Many trainings on one cluster, by Ray Tune: how many at once, in which order, which ones stop early.
+"""Run many trainings on one cluster with Ray Tune: concurrency, order and early stopping.
 
-What a training has reached is in its run folder, and a sweep goes on with a new Tune experiment over what is not
-finished.
+Results are stored in the run folders. A resumed sweep starts a new Tune experiment for its unfinished trainings.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ from pipelines.runtime.session import Demand
 from pipelines.storage import Storage
 
 WAITING = {"memory": float(2**20)}
-"""Reserved for the process that starts a training and waits for it. Tune wants it to reserve something, and no CPU: on
-nodes that are filled to the last one, a training would wait for ever for what those processes hold."""
+"""Reservation of the process that starts a training and waits for it. Tune requires one. It includes no CPU: on fully
+used nodes, trainings would otherwise wait forever for the CPUs these processes hold."""
 
 _ENVIRONMENT = {
-    # The sweep's own table is what is written; Tune's loggers would write three files for each trial.
+    # The sweep writes its own table; Tune's loggers would write three more files per trial.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Ctrl-C ends the command at once: run folders and the newest snapshot are all that going on needs.
+    # Ctrl-C ends the command at once: resuming needs only the run folders and the newest snapshot.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Its banner and its errors would go to standard output, which holds results only.
+    # Ray's banner and errors would otherwise go to standard output, which is reserved for results.
     "RAY_AIR_NEW_OUTPUT": "0",
     # A training that fails in its first epoch reports nothing.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -46,16 +45,16 @@ _ENVIRONMENT = {
 
 
 def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_failed: bool = False) -> None:
-    """Train the trials of ``sweep`` with these numbers, or whatever its searcher chooses, inside an open Ray session.
+    """Train the given trials of ``sweep``, or those its searcher chooses, inside an open Ray session.
 
-    A training that fails is recorded as failed and stops no other; with ``retry_failed``, one that is recorded so is
-    trained. Raises TrainingError when Tune itself fails.
+    A failed training is recorded and does not stop the others; ``retry_failed`` trains recorded failures again.
+    Raises TrainingError when Tune itself fails.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     base = sweep.base
     others = _others(sweep, numbers, retry_failed=retry_failed)
-    # A trial needs next to nothing itself: Ray Train reserves what its workers need. Without workers it trains itself.
+    # Trials need few resources: Ray Train reserves those of its workers. Without workers, the trial itself trains.
     train = base.train
     reserved = WAITING if train.workers else {"CPU": train.cpus_per_worker, "GPU": train.gpus_per_worker}
     trainable = tune.with_resources(tune.with_parameters(train_trial, sweep=sweep, retry_failed=retry_failed), reserved)
@@ -68,14 +67,14 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_f
             name=f"{base.tune.method}-{datetime.now(UTC):%Y%m%d-%H%M%S}",
             storage_path=path,
             storage_filesystem=filesystem,
-            # Of the process that starts the training, with its node; what is wrong with a training is not retried.
+            # For the process that starts a training and its node; errors of the training are not retried.
             failure_config=tune.FailureConfig(max_failures=base.train.max_failures),
             callbacks=[SweepCallback(sweep, len(sweep.trials) or base.tune.trials, others)],
             verbose=0,
         ),
     )
     try:
-        # Tune prints even where it was told not to, and standard output holds results only.
+        # Tune prints even with verbose=0, and standard output is reserved for results.
         with SweepCallback.shown(), contextlib.redirect_stdout(io.StringIO()):
             tuner.fit()
     except tune.TuneError as error:
@@ -86,7 +85,7 @@ def run_trials(sweep: Sweep, numbers: Sequence[int], *, concurrent: int, retry_f
 
 
 def _others(sweep: Sweep, numbers: Sequence[int], *, retry_failed: bool) -> list[Outcome]:
-    """Trainings of the sweep that are not trained now."""
+    """Trainings of the sweep that are not part of this invocation."""
     now = {sweep.trials[number].run for number in numbers}
     outcomes = outcomes_of(sweep)
     if sweep.trials:
@@ -95,7 +94,7 @@ def _others(sweep: Sweep, numbers: Sequence[int], *, retry_failed: bool) -> list
 
 
 def concurrency(recipe: config.Recipe, *, cpus: Sequence[float], gpus: Sequence[float]) -> int:
-    """Trainings that fit side by side. cpus, gpus: logical ones of each node.
+    """Number of trainings that fit at once. cpus, gpus: logical CPUs and GPUs of each node.
 
     Raises ConfigError when not even one fits.
     """
@@ -118,7 +117,7 @@ def concurrency(recipe: config.Recipe, *, cpus: Sequence[float], gpus: Sequence[
 
 
 def room(recipe: config.Recipe) -> int:
-    """Trainings at the same time on the open session's cluster: the recipe's number, or as there is room for."""
+    """Concurrent trainings in the open session's cluster: the recipe's setting, or as many as fit."""
     if recipe.tune.concurrent is not None or not os.environ.get("RAY_ADDRESS"):
         return local_room(recipe)
     alive: Any = ray.nodes()  # type: ignore[no-untyped-call]
@@ -129,7 +128,7 @@ def room(recipe: config.Recipe) -> int:
 
 
 def local_room(recipe: config.Recipe) -> int:
-    """The same for a Ray of the command's own, which may be told of more CPUs than this machine has."""
+    """The same for the command's own Ray, which may be configured with more CPUs than this machine has."""
     if recipe.tune.concurrent is not None:
         return recipe.tune.concurrent
     return max(1, int((os.cpu_count() or 1) // Demand.of_training(recipe.train).cpus))

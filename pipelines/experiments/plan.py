@@ -1,4 +1,4 @@
-"""Before a sweep starts: which trainings, and what they will take."""
+"""Plan of a sweep before it starts: its trainings and their cost."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pipelines.experiments.search_space import check_space, points
 from pipelines.experiments.trial import Trial
 
 START_S = 30.0
-"""Of Ray Train, for each training, on the machines this was measured on."""
+"""Start-up time of Ray Train per training, on the machines it was measured on."""
 
 
 def listed_trials(recipe: config.Recipe, name: str) -> list[Trial]:
-    """All trainings of a sweep whose points are known before it starts; none for tpe, which chooses on the way.
+    """All trainings of a sweep whose points are known in advance; none for tpe, which chooses them during the sweep.
 
-    Seed by seed, so that an early stop leaves whole tables of fewer seeds. Raises ConfigError with every key and value
-    of the space that is not one of the recipe's, and with every combination that breaks a rule between keys.
+    Ordered by seed: stopping early leaves complete tables with fewer seeds. Raises ConfigError listing every key and
+    value of the space that the recipe rejects, and every combination that breaks a rule between keys.
     """
     check_space(recipe)
     if recipe.tune.method == "tpe" and importlib.util.find_spec("optuna") is None:
@@ -50,12 +50,12 @@ def listed_trials(recipe: config.Recipe, name: str) -> list[Trial]:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a few steps of the recipe told."""
+    """Measurements of a few steps of the recipe."""
 
     step_s: float
-    """Of one worker, without waiting for data or other workers."""
+    """Seconds of one worker's step, without waiting for data or other workers."""
     checkpoint_bytes: int
-    """Network and optimiser."""
+    """Size of the network and the optimiser state."""
 
 
 def describe(

@@ -1,4 +1,4 @@
-"""What one training of a sweep takes, measured: a few steps of its recipe on noise."""
+"""Measure the cost of one training of a sweep with a few steps on noise."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pipelines.runs.networks import initial_network
 
 PROBE_STEPS = 3
 LONG_STEP_S = 5.0
-"""A step that takes longer says enough by itself."""
+"""A single step longer than this is enough for a measurement."""
 
 
 def probe(recipe: config.Recipe, classes: int) -> Probe:
-    """Take a few training steps on noise, as one worker would; on the GPU if the recipe's workers have one each."""
+    """Take a few training steps on noise as one worker would, on a GPU if the recipe assigns one to each worker."""
     torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
     device = torch.device("cuda" if recipe.train.gpus_per_worker else "cpu")
     workers, _ = recipe.train.worker_range
@@ -37,8 +37,8 @@ def probe(recipe: config.Recipe, classes: int) -> Probe:
     seconds: list[float] = []
     while len(seconds) < PROBE_STEPS and (not seconds or seconds[-1] < LONG_STEP_S):
         started = time.perf_counter()
-        with suppress(NotFiniteError):  # the recipe's own point may diverge where others do not
-            train_step(network, optimizer, batch, recipe=one, epoch=0)  # waits for the device at its end
+        with suppress(NotFiniteError):  # the recipe's own values may diverge where others do not
+            train_step(network, optimizer, batch, recipe=one, epoch=0)  # ends with a device sync
         seconds.append(time.perf_counter() - started)
     tensors = [*network.state_dict().values(), *_tensors(optimizer.state_dict())]
     return Probe(min(seconds), sum(tensor.nbytes for tensor in tensors))

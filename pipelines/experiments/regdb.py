@@ -1,4 +1,4 @@
-"""RegDB's fixed splits: one training each, and the mean that tables of RegDB report."""
+"""RegDB's fixed splits: one training per split, and the mean that RegDB tables report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ METRICS = {"rank1": "Rank-1", "rank10": "Rank-10", "rank20": "Rank-20", "mAP": "
 
 @dataclass(frozen=True)
 class Split:
-    """One of RegDB's splits: its own prepared data set, and one training."""
+    """One of RegDB's splits, with its prepared data set and one training."""
 
     trial: int
     recipe: config.Recipe
@@ -34,7 +34,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Entry:
-    """A split's row: what ``icre evaluate`` wrote, or why there is nothing."""
+    """A split's row: the output of ``icre evaluate``, or the error."""
 
     trial: int
     run: str
@@ -43,7 +43,7 @@ class Entry:
 
 
 def plan(recipe: config.Recipe, trials: Sequence[int]) -> list[Split]:
-    """The trainings of ``trials``, each once and in order. ConfigError for a recipe that is not RegDB's."""
+    """The trainings of ``trials``, without duplicates, in order. ConfigError for a recipe that is not for RegDB."""
     source, asked = recipe.data.source, recipe.data.trial
     if source != "regdb":
         raise ConfigError(
@@ -61,8 +61,8 @@ def plan(recipe: config.Recipe, trials: Sequence[int]) -> list[Split]:
 
 
 def run(splits: Sequence[Split], folder: Storage) -> str:
-    """Prepare and run ``splits`` inside an open Ray session; the table, written anew after each of them."""
-    for split in splits:  # before the first training, so that a mistake in the tenth is not found days later
+    """Prepare and run ``splits`` inside an open Ray session; returns the table, rewritten after each split."""
+    for split in splits:  # all before the first training, to find errors early
         data = prepare.run(split.recipe) if split.recipe.data.root is not None else open_data(split.recipe)
         runner.check_reusable(split.run, split.recipe, data)
     entries: list[Entry] = []
@@ -77,7 +77,7 @@ def run(splits: Sequence[Split], folder: Storage) -> str:
 
 
 def table_markdown(entries: Sequence[Entry]) -> str:
-    """Markdown: a row a split, then the mean over those that have a result."""
+    """Markdown table: one row per split, then the mean over those with a result."""
     failures = [f"{entry.run} failed: {entry.failure}" for entry in entries if entry.failure is not None]
     evaluated = [entry for entry in entries if entry.result is not None]
     spreads = _spreads(entries)
@@ -107,7 +107,7 @@ def _split(recipe: config.Recipe, trial: int) -> Split:
 
 
 def _entry(split: Split) -> Entry:
-    """One split's result; a training that failed is an entry that says why, and the others go on."""
+    """Result of one split; a failed training gives an entry with the reason and does not stop the others."""
     name = split.run.name
     try:
         return Entry(split.trial, name, result=runner.result_of(split.run, split.recipe))
@@ -125,12 +125,12 @@ def _spreads(entries: Sequence[Entry]) -> dict[tuple[str, str], Spread]:
 
 
 def _mean(result: Mapping[str, Any], direction: str, metric: str) -> float:
-    """Over the gallery draws of one split, in [0, 1]."""
+    """Mean over the gallery draws of one split, in [0, 1]."""
     return float(result["directions"][direction]["mean"][metric])
 
 
 def _results(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Plain JSON types: every split, and the means over them."""
+    """Plain JSON types: all splits and their means."""
     over_splits: dict[str, dict[str, Any]] = {}
     for (direction, metric), spread in _spreads(entries).items():
         over_splits.setdefault(direction, {})[metric] = vars(spread)

@@ -1,4 +1,4 @@
-"""What a sweep ends with: results.json, table.md, best.yaml and the pictures, in its folder."""
+"""Final results of a sweep, written to its folder: results.json, table.md, best.yaml and figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.storage import Storage
 
 
 def summarise(sweep: Sweep, *, synthetic: bool) -> tuple[str, Group | None]:
-    """Write results.json, table.md, best.yaml and the pictures; the table, and the best combination of values."""
+    """Write results.json, table.md, best.yaml and the figures; returns the table and the best combination of values."""
     recipe, folder = sweep.base, Storage(sweep.location)
     outcomes = outcomes_of(sweep)
     groups = grouped(outcomes)
@@ -65,7 +65,7 @@ def _pictures(recipe: config.Recipe, groups: Sequence[Group], best: Group | None
 
 
 def _curve(recipe: config.Recipe, groups: Sequence[Group], key: str) -> figures.Sweep | None:
-    """A panel of Figure 3: the key's values, with the others as in the recipe. None for what is no number."""
+    """A panel of Figure 3 over the key's values, other keys as in the recipe. None for non-numeric values."""
     points = {}
     for group in groups:
         if set(group.labels) <= {key}:

@@ -1,4 +1,4 @@
-"""What verbs that train several runs share: each run is trained and evaluated once, however often it takes."""
+"""Train and evaluate each run exactly once across restarts; shared by commands that train several runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKPOINT = "best"
 
 @contextmanager
 def session_for(recipe: config.Recipe, folder: Storage, *, at_once: int = 1) -> Iterator[None]:
-    """A Ray session that can train ``recipe`` ``at_once`` times and evaluate it; its logs end in ``folder``/logs."""
+    """A Ray session for ``at_once`` trainings of ``recipe`` and their evaluation; logs go to ``folder``/logs."""
     training = Demand(at_once * Demand.of_training(recipe.train).cpus)
     demand = max(training, Demand.of_embedding(recipe.evaluation))
     with ray_session_for(folder, demand):
@@ -29,16 +29,16 @@ def session_for(recipe: config.Recipe, folder: Storage, *, at_once: int = 1) -> 
 
 
 def check_reusable(run: Run, recipe: config.Recipe, data: PreparedData) -> None:
-    """Raises UserError when ``run`` exists with another recipe or other images than the series'."""
+    """Raises as :func:`resumption.check_same` does if ``run`` exists with another recipe or other images."""
     if (run.location / "manifest.json").exists():
         resumption.check_same(run, recipe, data)
 
 
 def result_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
-    """What ``icre evaluate`` says of the run's best checkpoint, inside an open Ray session.
+    """The evaluation of the run's best checkpoint, inside an open Ray session.
 
-    A run that is not there is trained, one that was interrupted goes on; what was done before is not repeated.
-    Raises TrainingError when the training fails.
+    A missing run is trained and an interrupted one resumed; completed work is not repeated. Raises TrainingError when
+    the training fails.
     """
     if not (run.location / "manifest.json").exists():
         launch.start(recipe, run.name)
@@ -48,7 +48,7 @@ def result_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
 
 
 def evaluation_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
-    """What ``icre evaluate`` says of the run's best checkpoint, as it said before if that is still the best."""
+    """The evaluation of the run's best checkpoint; a stored one is reused while it is current."""
     written: dict[str, Any] | None = evaluate.result_path(run, CHECKPOINT, recipe).read_json(default=None)
     if written is not None and _is_current(written, run, recipe):
         return written
@@ -56,6 +56,6 @@ def evaluation_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
 
 
 def _is_current(written: dict[str, Any], run: Run, recipe: config.Recipe) -> bool:
-    """Neither of an earlier best, as it was in the middle of the training, nor by another protocol."""
+    """True if the result is for the current best checkpoint and this protocol."""
     evaluated = folder_name(written["checkpoint"]["step"])
     return evaluated == run.reference(CHECKPOINT) and written["protocol"] == choices(recipe)

@@ -1,7 +1,6 @@
-"""What a sweep tries: the points of a search space, each of them some keys of a recipe with other values.
+"""Points of a search space: combinations of recipe keys and values that a sweep tries.
 
-A point is part of no random state: the same recipe gives the same points in the same order, so that a sweep that was
-killed goes on with them.
+Points are deterministic: the same recipe gives the same points in the same order, so a killed sweep resumes with them.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from icre.config.tuning import Interval, Values
 from icre.errors import ConfigError
 
 FIXED = ("name", "storage", "seed", "data", "evaluation", "telemetry", "tune", "retrain", "checkpoints")
-"""Keys, and sections, that are the same in all trainings of a sweep: what they are compared on."""
+"""Keys and sections that are fixed across a sweep, as the basis for comparison."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Some keys of a recipe and their values. ``values`` is empty for the recipe as it is."""
+    """Recipe keys with new values. Empty ``values`` stand for the unchanged recipe."""
 
     number: int
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def overrides(self) -> list[str]:
-        """In the form of :func:`icre.config.override`."""
+        """Overrides for :func:`icre.config.override`."""
         return overrides_of(self.values)
 
     def describe(self) -> str:
@@ -42,12 +41,12 @@ class Point:
 
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    """``key=value`` with the values as JSON, which YAML reads; floats keep every digit."""
+    """``key=value`` pairs with values as JSON, which is valid YAML; floats keep full precision."""
     return [f"{key}={_yaml(value)}" for key, value in values.items()]
 
 
 def check_space(recipe: config.Recipe) -> None:
-    """Raises ConfigError with every key and value of ``tune.space`` that the recipe does not take."""
+    """Raises ConfigError listing every key and value of ``tune.space`` that the recipe rejects."""
     space = recipe.tune.space
     if not space:
         raise ConfigError(
@@ -70,7 +69,7 @@ def check_space(recipe: config.Recipe) -> None:
 
 
 def points(recipe: config.Recipe) -> list[Point]:
-    """All points of a sweep whose points do not depend on results: each, grid, random, asha. In order, each once."""
+    """All points of a sweep whose points do not depend on results: each, grid, random, asha. No duplicates."""
     method, space = recipe.tune.method, recipe.tune.space
     assert method != "tpe"
     if method == "each":
@@ -85,7 +84,7 @@ def points(recipe: config.Recipe) -> list[Point]:
 
 
 def draw(space: Mapping[str, Values | Interval], count: int, *, seed: int) -> list[dict[str, Any]]:
-    """``count`` independent draws, every key uniform over its list or interval."""
+    """``count`` independent draws, with every key uniform over its list or interval."""
     generator = np.random.default_rng([seed, 7])
     return [{key: _drawn(values, generator) for key, values in space.items()} for _ in range(count)]
 
@@ -121,7 +120,7 @@ def _drawn(values: Values | Interval, generator: np.random.Generator) -> Any:
         return int(generator.integers(int(values.low), int(values.high), endpoint=True))
     low, high = (math.log(values.low), math.log(values.high)) if values.log else (values.low, values.high)
     drawn = float(generator.uniform(low, high))
-    # exp(log(high)) may be a rounding above high.
+    # Rounding may put exp(log(high)) above high.
     return _typed(values, min(max(math.exp(drawn), values.low), values.high) if values.log else drawn)
 
 
@@ -131,7 +130,7 @@ def _typed(values: Interval, number: float) -> float | int:
 
 def _yaml(value: Any) -> str:
     text = json.dumps(value)
-    # YAML 1.1 reads 1e-05 as a word: a float needs its point.
+    # YAML 1.1 parses 1e-05 as a string: a float needs a decimal point.
     if isinstance(value, float) and "e" in text and "." not in text:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}.0e{exponent}"

@@ -1,7 +1,6 @@
-"""Who chooses the next values of a sweep, and who stops its trainings early.
+"""Ray Tune searchers and schedulers of a sweep.
 
-Both are told, when a sweep goes on, what its trainings have reached before: from the run folders, which are written by
-the training and are durable.
+On resume, both are initialised from the validations in the run folders, which are durable.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from pipelines.experiments.trial import Sweep, chosen_trial
 from pipelines.runs.run import Run
 
 ATTEMPTS = 100
-"""Choices in a row that break a rule between keys before the space is given up."""
+"""Consecutive choices that break a rule between keys before the search is abandoned."""
 
 
 def scheduler_of(sweep: Sweep, settled: Sequence[Run] = ()) -> TrialScheduler | None:
-    """Who stops trainings early; None: nobody.
+    """The scheduler that stops trainings early, or None.
 
-    settled: runs of the sweep that are not trained any more, and that the others are compared with.
+    settled: runs that are not trained any further, against which the others are compared.
     """
     base = sweep.base
     settings, by = base.tune, base.checkpoints.best
@@ -37,7 +36,7 @@ def scheduler_of(sweep: Sweep, settled: Sequence[Run] = ()) -> TrialScheduler | 
         return Asha(
             sweep,
             settled,
-            # Epochs, as Tune's own count of reports starts again where a training goes on.
+            # Epochs, because Tune's count of reports restarts when a training resumes.
             time_attr="epoch",
             metric=f"best_{by}",
             mode="max",
@@ -49,18 +48,18 @@ def scheduler_of(sweep: Sweep, settled: Sequence[Run] = ()) -> TrialScheduler | 
 
 
 class Asha(ASHAScheduler):
-    """ASHA that knows, when a sweep goes on, what its trainings had reached before: Tune does not keep its rungs."""
+    """ASHA that restores its rungs from the run folders on resume: Tune does not keep them."""
 
     def __init__(self, sweep: Sweep, settled: Sequence[Run], **settings: Any) -> None:
         super().__init__(**settings)
         self._sweep = sweep
         for run in settled:
             past = SimpleNamespace(trial_id=run.name)
-            super().on_trial_add(None, past)  # type: ignore[arg-type]  # its id is all that is asked for
+            super().on_trial_add(None, past)  # type: ignore[arg-type]  # only the id is used
             self._fill(None, past, run)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """A training that begins or goes on: its rungs are filled from its run's validations."""
+        """Called when a training starts or resumes: fills its rungs from its run's validations."""
         super().on_trial_add(tune_controller, trial)
         self._fill(tune_controller, trial, self._sweep.run_of(trial.config, trial.trial_id))
 
@@ -68,14 +67,14 @@ class Asha(ASHAScheduler):
         by, best = self._sweep.base.checkpoints.best, 0.0
         for row in run.validations():
             best = max(best, row[by])
-            # What it would decide now is void: that was decided then.
+            # Decisions are ignored here: they were made when the validation first happened.
             self.on_trial_result(tune_controller, trial, {"epoch": row["epoch"] + 1, f"best_{by}": best})
 
 
 def searcher_of(sweep: Sweep, before: Sequence[Outcome] = (), *, retry_failed: bool = False) -> Searcher | None:
-    """Who chooses the next values from the results so far; None: they are listed.
+    """The searcher that chooses the next values from results so far; None if they are listed in advance.
 
-    before: trainings of the sweep. Those that are settled are its memory; those that are not are what it begins with.
+    before: trainings of the sweep. Settled ones initialise the searcher; the others are resumed first.
     """
     base = sweep.base
     settings, by = base.tune, base.checkpoints.best
@@ -92,7 +91,7 @@ def searcher_of(sweep: Sweep, before: Sequence[Outcome] = (), *, retry_failed: b
         metric=f"best_{by}",
         mode="max",
         points_to_evaluate=[_point(outcome.labels, base) for outcome in [*settled, *begun]] or None,
-        # Its random numbers begin anew: with the same seed it would draw again what is trained already.
+        # Random numbers restart on resume: the same seed would draw values that are already trained.
         seed=int(np.random.SeedSequence([base.seed, len(before)]).generate_state(1)[0]),
     )
     for outcome in settled:
@@ -102,9 +101,9 @@ def searcher_of(sweep: Sweep, before: Sequence[Outcome] = (), *, retry_failed: b
 
 
 class Continued(Searcher):
-    """A searcher that gives every choice its run: first those that were begun before, then new ones.
+    """A searcher that assigns each choice a run: first those already started, then new ones.
 
-    A choice that breaks a rule between keys is none: the searcher hears that it came to nothing, and is asked again.
+    A choice that breaks a rule between keys is reported as failed to the wrapped searcher, and another one is drawn.
     """
 
     def __init__(self, searcher: Searcher, sweep: Sweep, begun: Sequence[str]) -> None:
@@ -113,7 +112,7 @@ class Continued(Searcher):
         self._choices: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
-        """``{"values": …, "run": …}``. Raises ConfigError when nothing that is chosen makes a recipe."""
+        """``{"values": …, "run": …}``. Raises ConfigError when too many choices in a row do not form a valid recipe."""
         run = self._begun.pop(0) if self._begun else f"{self._sweep.name}-{trial_id}"
         for attempt in range(ATTEMPTS):
             choice = f"{trial_id}/{attempt}"
@@ -132,34 +131,34 @@ class Continued(Searcher):
         )
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A validation."""
+        """Forward a validation."""
         self._searcher.on_trial_result(self._choices[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The end of a training; one that failed came to nothing, whatever it had reached before."""
+        """Forward the end of a training; a failed one has no result, regardless of its earlier validations."""
         failed = result is not None and "run" in result and self._sweep.run_called(result["run"]).state == "failed"
         self._searcher.on_trial_complete(self._choices[trial_id], None if failed else result, error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what it remembers is in the run folders."""
+        """No-op: all state is in the run folders."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as for :meth:`save`."""
+        """No-op, as for :meth:`save`."""
 
 
 def _result(outcome: Outcome) -> dict[str, Any] | None:
-    """What the searcher was told, or would have been, at the end of a training."""
+    """The result that is reported to the searcher at the end of a training."""
     return {f"best_{name}": value for name, value in outcome.reached.items()} if outcome.reached else None
 
 
 def _point(values: Mapping[str, Any], base: config.Recipe) -> dict[str, Any]:
-    """Values in the words of :func:`_distribution`."""
+    """Values in the representation of :func:`_distribution`."""
     listed = {key for key, choices in base.tune.space.items() if not isinstance(choices, Interval)}
     return {f"values/{key}": json.dumps(value) if key in listed else value for key, value in values.items()}
 
 
 def _distribution(values: list[Any] | Interval) -> Any:
-    """The values of one key in Optuna's words, which has words and numbers only for the items of a list."""
+    """Optuna distribution of one key. List items are JSON-encoded, because Optuna takes only strings and numbers."""
     from optuna import distributions
 
     if not isinstance(values, Interval):

@@ -1,4 +1,4 @@
-"""A sweep's folder: what was asked for, so that the same command goes on and another one is refused; the results.
+"""A sweep's folder: its definition, which a resumed command must match, and its results.
 
 <storage>/sweeps/<name>/  sweep.json  status.json  results.json  table.md  best.yaml  *.png  *.pdf  tune/  logs/
 """
@@ -32,23 +32,23 @@ MAY_CHANGE = (
     "tune.cpu_hour_price",
     "tune.gpu_hour_price",
 )
-"""Keys, and sections, that may differ when a sweep goes on."""
+"""Keys and sections that may differ when a sweep resumes."""
 
 
 def sweeps(storage: Storage) -> Storage:
-    """Where sweeps live."""
+    """Folder of all sweeps."""
     return storage / "sweeps"
 
 
 def sweep_of(recipe: config.Recipe, name: str, trials: Sequence[Trial]) -> Sweep:
-    """The sweep ``name`` of ``recipe``, begun or not."""
+    """The sweep ``name`` of ``recipe``, started or not."""
     location = (sweeps(Storage(recipe.storage)) / name).url
     argv = (Path(sys.argv[0]).name, *sys.argv[1:])
     return Sweep(name, location, recipe.to_dict(), argv, tuple(trials))
 
 
 def begin(sweep: Sweep, data: PreparedData) -> None:
-    """Write down what is asked for; nothing if it is there."""
+    """Write the sweep's definition unless it exists."""
     path = Storage(sweep.location) / DEFINITION
     if path.exists():
         return
@@ -65,7 +65,7 @@ def begin(sweep: Sweep, data: PreparedData) -> None:
 
 
 def check_same(sweep: Sweep, data: PreparedData) -> None:
-    """Raises UserError when the folder has a sweep of another recipe or space, DataError for other images."""
+    """Raises UserError when the folder has a sweep with another recipe or space, DataError for other images."""
     path = Storage(sweep.location) / DEFINITION
     if not path.exists():
         return
@@ -82,7 +82,7 @@ def check_same(sweep: Sweep, data: PreparedData) -> None:
 
 
 def open_sweep(storage: Storage, name: str) -> tuple[Sweep, dict[str, Any]]:
-    """A sweep that was begun, and its definition. Raises DataError when there is none."""
+    """A started sweep and its definition. Raises DataError when there is none."""
     folder = sweeps(storage)
     path = folder / name / DEFINITION
     if not path.exists():

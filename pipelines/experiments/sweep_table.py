@@ -1,4 +1,4 @@
-"""The table of a sweep, in Markdown: a row a combination of values, the best first."""
+"""A sweep's Markdown table: one row per combination of values, best first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METRICS = {"mAP": "mAP", "rank1": "Rank-1", "mINP": "mINP"}
 
 
 def sweep_table_markdown(groups: Sequence[Group], recipe: config.Recipe, *, synthetic: bool) -> str:
-    """Validation metrics in percent, mean ± sample standard deviation over seeds; then the reasons of what failed."""
+    """Validation metrics in percent, mean ± sample standard deviation over seeds, followed by causes of failures."""
     keys = list(recipe.tune.space)
     best = chosen(groups, recipe)
     head = ["", *keys, "Epochs", *METRICS.values(), "State"]

@@ -1,7 +1,6 @@
-"""The paper's ablation tables as data (docs/method.md section 4), and what their runs add up to.
+"""The paper's ablation tables as data (docs/method.md section 4).
 
-A variant is a name and what it changes in a recipe. The first variant of a table is the one that the others are
-compared with.
+A variant is a name and a set of recipe overrides. The first variant of a table is the reference for the others.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a table: the recipe with some of its keys changed."""
+    """One row of a table: the recipe with some keys changed."""
 
     name: str
     overrides: tuple[str, ...] = ()
     value: float | None = None
-    """In a sweep: of the parameter that the table is about."""
+    """In a parameter sweep, the value of the table's parameter."""
 
 
 def _with(*components: str) -> str:
@@ -25,7 +24,7 @@ def _with(*components: str) -> str:
 
 
 def _sweep(symbol: str, key: str, chosen: float, values: Sequence[float]) -> tuple[Variant, ...]:
-    """One variant a value, the chosen one first: the others are compared with it."""
+    """One variant per value; the chosen value comes first as the reference."""
     ordered = [chosen, *(value for value in values if value != chosen)]
     return tuple(Variant(f"{symbol} = {value:g}", (f"{key}={value:g}",), value) for value in ordered)
 
@@ -76,4 +75,4 @@ TABLES: dict[str, tuple[Variant, ...]] = {
     "lambda": _sweep("λ", "loss.icg.weight", 1.0, (0.1, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0)),
     "rho1": _sweep("ρ1", "loss.icg.rho1", 0.1, (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5)),
 }
-"""Every option of the network and the loss is a row of one of them. The last two are the sweeps of Figure 3."""
+"""Every option of the network and the loss is a row of one table. The last two are the sweeps of Figure 3."""

@@ -1,4 +1,4 @@
-"""One training of a sweep, in a process of its own on the cluster: Ray Tune calls it, it calls Ray Train."""
+"""One training of a sweep in its own process: started by Ray Tune, it runs Ray Train."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from pipelines.training import execution, launch
 
 
 def train_trial(settings: dict[str, Any], *, sweep: Sweep, retry_failed: bool = False) -> None:
-    """Train one trial from wherever its run stands; every validation goes to Tune as it is made.
+    """Train one trial from the current state of its run, and report every validation to Tune.
 
-    settings: ``{"trial": its number}``, or what was chosen, ``{"values": {key: value}, "run": name}``.
-    Returns, too, when it fails for a reason that would be there again, and which status.json of its run then says: Tune
-    starts anew whatever raises.
+    settings: ``{"trial": its number}``, or a searcher's choice, ``{"values": {key: value}, "run": name}``.
+    Permanent failures are recorded in the run's status.json and do not raise, because Tune retries after an exception.
     """
     run = sweep.run_of(settings, _trial_id())
     try:
         trial = _trial_of(settings, sweep, run.name)
         run = _run_of(trial, sweep)
-    except UserError as error:  # a node without the storage, a value that breaks a rule, images that do not allow it
+    except UserError as error:  # storage missing on this node, invalid values, or unsuitable images
         run.write_failure(error, sweep=sweep.name)
         return
     tell = _teller(run)
     _tell_newest(run, tell)
     if run.state == "finished" or (run.state == "failed" and not retry_failed):
         return
-    # The last epoch is told of after the end, or a scheduler that stops there would cut the end off.
+    # The last epoch is reported after training finished: a scheduler that stops there would interrupt the shutdown.
     last = run.recipe.train.epochs - 1
-    with contextlib.suppress(IcreError):  # which execute writes down
+    with contextlib.suppress(IcreError):  # recorded by execute
         execution.execute(run, listen=lambda row: tell(row) if row["epoch"] < last else None)
         _tell_newest(run, tell)
 
@@ -57,7 +56,7 @@ def _trial_id() -> str:
 
 
 def _run_of(trial: Trial, sweep: Sweep) -> Run:
-    """The trial's run. One that cannot be started, by these images, is there too: as failed, with the reason."""
+    """The trial's run. If it cannot be started with these images, it is created as failed, with the reason."""
     run = sweep.run_called(trial.run)
     if not (run.location / "manifest.json").exists():
         try:
@@ -71,7 +70,7 @@ def _run_of(trial: Trial, sweep: Sweep) -> Run:
 
 
 def _teller(run: Run) -> Callable[[Mapping[str, Any]], None]:
-    """Reports a validation to Tune, with the best of the run so far; those that were told before are left out."""
+    """Returns a function that reports a validation to Tune with the run's best so far, skipping repeated ones."""
     best_by = run.recipe.checkpoints.best
     told = 0
 
@@ -80,7 +79,7 @@ def _teller(run: Run) -> Callable[[Mapping[str, Any]], None]:
         if row["epoch"] < told:
             return
         told = row["epoch"] + 1
-        # From the run: what was reached before a restart counts, too, and is told by nobody now.
+        # Read from the run folder, which includes validations from before a restart.
         best = max((own for own in run.validations() if own["epoch"] < told), key=lambda own: float(own[best_by]))
         report = {
             "epoch": told,

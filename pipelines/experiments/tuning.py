@@ -1,4 +1,4 @@
-"""A sweep from its recipe to its best: the session, the plan, the trainings and what they come to."""
+"""Run a sweep from its recipe to the best result: session, plan, trainings and results."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from pipelines.training import launch
 
 
 def tune(recipe: config.Recipe, sweep_name: str | None, *, dry_run: bool, retry_failed: bool) -> None:
-    """Run the sweep of ``recipe`` in a Ray session of its own, or, with ``dry_run``, say what it would be.
+    """Run the sweep of ``recipe`` in its own Ray session, or, with ``dry_run``, print its plan.
 
-    Raises ConfigError or UserError for what cannot be a sweep, and at the end the failure of a training.
+    Raises ConfigError or UserError for an invalid sweep, and at the end the error of a failed training.
     """
     fewest, most = recipe.train.worker_range
     if fewest != most:
@@ -58,7 +58,7 @@ def tune(recipe: config.Recipe, sweep_name: str | None, *, dry_run: bool, retry_
 
 
 def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
-    """Run a sweep inside an open Ray session: its table, and the test metrics of the best as Markdown."""
+    """Run a sweep inside an open Ray session; returns its table and the best result's test metrics as Markdown."""
     recipe = sweep.base
     check_same(sweep, data)
     _check_comparable(sweep, data)
@@ -97,7 +97,7 @@ def run(sweep: Sweep, data: PreparedData, *, retry_failed: bool = False) -> str:
 
 
 def _check_comparable(sweep: Sweep, data: PreparedData) -> None:
-    """Before anything is trained: something to compare by, and no run under one of the names that is another's."""
+    """Check before training that there is a metric to compare by, and that no run name is taken by another run."""
     if not data.rows_of("val"):
         raise DataError(
             f"{data.location.url} has no validation identities, so no training could be called better than another",

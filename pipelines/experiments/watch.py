@@ -1,4 +1,4 @@
-"""What people see of a sweep while it runs: a line on the console, status.json, live metrics."""
+"""Progress of a running sweep: a console line, status.json and live metrics."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _OF_TUNE = {
 class SweepCallback(Callback):
     """Follows Tune's trials from the process that runs the sweep.
 
-    Tune pickles its callbacks and makes them anew when a sweep goes on: everything begins in :meth:`setup`. The line on
-    the console is the class's own, for whoever shows it knows no instance; a process has one sweep at a time.
+    Tune pickles its callbacks and recreates them when a sweep resumes, so state is initialised in :meth:`setup`. The
+    console line is a class attribute, because its display has no instance; a process runs one sweep at a time.
     """
 
     _line: ClassVar = STARTING
 
     def __init__(self, sweep: Sweep, trainings: int, others: Sequence[Outcome]) -> None:
-        """trainings: of the whole sweep; others: those of them that are not trained this time."""
+        """trainings: number in the whole sweep; others: those of them not trained in this invocation."""
         self._sweep, self._trainings, self._others = sweep, trainings, others
 
     def setup(self, *_: Any, **__: Any) -> None:
@@ -73,16 +73,16 @@ class SweepCallback(Callback):
 
     @classmethod
     def shown(cls) -> AbstractContextManager[None]:
-        """Show where the sweep is, and for how long it has been running, until the body is done."""
+        """Show the sweep's progress and elapsed time until the body is done."""
         began = time.monotonic()
         return shown(lambda: f"{cls._line}; {clock(time.monotonic() - began)} so far")
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any
     ) -> None:
-        """A validation."""
+        """Called after each validation."""
         if "run" not in result:
-            return  # the end of one that failed before its first
+            return  # end of a training that failed before its first validation
         self._reported = time.time()
         self._runs[trial.trial_id], self._epochs[trial.trial_id] = str(result["run"]), int(result["epoch"])
         reached = float(result[f"best_{self._metric}"])
@@ -90,7 +90,7 @@ class SweepCallback(Callback):
             self._best = (reached, str(result["run"]))
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """The end of a training, or Tune's decision that it ends here."""
+        """Called when a training ends or Tune stops it."""
         run = self._run_of(trial)
         with warned_of(StorageError):
             state = run.state
@@ -104,7 +104,7 @@ class SweepCallback(Callback):
                 self._ended[trial.trial_id] = state
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
-        """A training whose process was lost, or raised, again and again; it could not write that down itself."""
+        """Called when a training's process is repeatedly lost or raises; it could not record that itself."""
         run = self._run_of(trial)
         with warned_of(StorageError):
             if run.state in (None, "running"):
@@ -112,12 +112,12 @@ class SweepCallback(Callback):
             say(f"tune: {run.name} failed: {_first_line(run)}")
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **_: Any) -> None:
-        """Tune's own turn: often, so most of them do nothing here."""
+        """Called on every iteration of Tune's loop; updates are rate-limited."""
         if time.monotonic() - self._shown_at >= INTERVAL_S:
             self._show(trials, "running")
 
     def on_experiment_end(self, trials: list[TuneTrial], **_: Any) -> None:
-        """The last state. Tune says of no training that it cut it off because the sweep's time was over."""
+        """Record the final state. Tune does not report which trainings it stopped at the sweep's time limit."""
         for trial in trials:
             if trial.status == "TERMINATED" and trial.trial_id not in self._ended:
                 self._cut_off(trial)
@@ -127,7 +127,7 @@ class SweepCallback(Callback):
         run = self._run_of(trial)
         with warned_of(StorageError):
             state = run.state or "pending"
-            if state == "running":  # what else it was, it was before this time
+            if state == "running":  # any other state was set before the time limit
                 state = "pending"
                 epoch = self._epochs.get(trial.trial_id, 0)
                 run.write_status(
@@ -141,7 +141,7 @@ class SweepCallback(Callback):
     def _show(self, trials: Sequence[TuneTrial], state: str) -> None:
         self._shown_at = time.monotonic()
         counts = Counter([*(self._state(trial) for trial in trials), *(other.state for other in self._others)])
-        counts["pending"] += max(0, self._trainings - counts.total())  # Tune makes them as it needs them
+        counts["pending"] += max(0, self._trainings - counts.total())  # Tune creates trials on demand
         sweep = {"sweep": self._sweep.name}
         for name in STATES:
             self._gauges["icre_sweep_trials"].set(counts[name], sweep | {"state": name})
@@ -166,8 +166,8 @@ class SweepCallback(Callback):
 
 
 def _why(trial: TuneTrial) -> IcreError:
-    """What ended the process that starts a training, after ``train.max_failures`` retries."""
-    # Tune's own reader looks into the storage, where the newest error is not yet.
+    """The error that ended the process starting a training, after ``train.max_failures`` retries."""
+    # Tune's own reader uses the storage, which does not have the newest error yet.
     file = Path(trial.pickled_error_file or os.devnull)
     raised = cloudpickle.loads(file.read_bytes()) if file.is_file() else None
     hint = "tracebacks are in the sweep's logs/; `--retry-failed` trains it on"

@@ -1,1 +1,1 @@
-"""Jobs on a cluster: what is checked before one is submitted, and how its end is waited for."""
+"""Cluster jobs: checks before submission, and following a job to its end."""

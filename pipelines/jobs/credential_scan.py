@@ -1,4 +1,4 @@
-"""Credentials in what everybody on a cluster can read: a job's command line, its recipe, its runtime_env."""
+"""Detection of credentials in data visible to all users of a cluster: command line, recipe and runtime_env."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHAPES = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY"),
 }
 _SECRET_VARIABLE = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|API_?KEY|ACCESS_KEY")
-_SHORTEST = 8  # characters; a shorter value of a variable may stand anywhere by chance
+_SHORTEST = 8  # characters; shorter values would match by chance
 
 HINT = (
     "a job's command line can be read by everyone on the cluster. Give secrets to the nodes instead: an instance "
@@ -28,9 +28,9 @@ HINT = (
 
 
 def refuse_secrets(texts: Mapping[str, str], *, environment: Mapping[str, str] | None = None) -> None:
-    """Raise UserError, without repeating it, if one of ``texts`` (place to text) holds a credential.
+    """Raise UserError if one of ``texts`` (text by location) contains a credential, which the message does not repeat.
 
-    Besides the shapes of keys it knows every secret that this process has in its environment.
+    Checks common key formats and all secrets in this process's environment.
     """
     known = _values(os.environ if environment is None else environment)
     for place, text in texts.items():
@@ -41,7 +41,7 @@ def refuse_secrets(texts: Mapping[str, str], *, environment: Mapping[str, str] |
 
 
 def recipe_texts(values: Any, *, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Every text in a recipe, with the key it stands under."""
+    """All strings in a recipe with their keys."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield from recipe_texts(value, prefix=f"{prefix}.{key}" if prefix else str(key))

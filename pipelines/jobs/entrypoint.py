@@ -1,4 +1,4 @@
-"""What a job is to run: one of the command line's own verbs, checked here by the rules that hold there."""
+"""A job's command: one of the CLI's own verbs, validated locally by the rules that apply on the cluster."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipelines.verbs import VERBS, command_of
 
 @dataclass(frozen=True)
 class Work:
-    """A verb with its arguments, as typed."""
+    """A verb with its arguments as typed."""
 
     verb: str
     module: str
@@ -31,10 +31,10 @@ class Work:
 
 
 def read_work(verb: str, arguments: Sequence[str]) -> Work:
-    """Parse the verb's own options and recipe, so that a mistake shows before an upload.
+    """Parse the verb's options and recipe, to find errors before the upload.
 
     Raises UserError for an unknown verb and for credentials in the arguments or the recipe, ConfigError for a recipe
-    that the verb would refuse.
+    that the verb would reject.
     """
     jobs = {name: known.module for name, known in VERBS.items() if known.is_job}
     if verb not in jobs:
@@ -58,7 +58,7 @@ def _parsed(verb: str, arguments: list[str]) -> dict[str, Any]:
 
 
 def check_paths(work: Work, folder: Path, *, one_machine: bool) -> list[str]:
-    """Warnings about places that a job on other machines may not see. Raises UserError where it is sure to fail."""
+    """Warnings about paths that may not exist on other machines. Raises UserError where the job is certain to fail."""
     if work.config_file is not None:
         _check_config(work.config_file, folder)
     if work.recipe is None:

@@ -1,4 +1,4 @@
-"""A submitted job until its end: its log as it grows, across lost connections, and its own exit code."""
+"""Follow a submitted job to its end: stream its log across lost connections and return its exit code."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from pipelines.jobs.server import ClusterError, JobServer
 from pipelines.runtime.console import say
 
 PATIENCE_S = 900.0
-"""How long a job's server may be away, such as for a new `kubectl port-forward`, before following ends."""
+"""How long a job server may be unreachable (say, during a new `kubectl port-forward`) before following ends."""
 _POLL_S = 1.0
 
 
 class JobLostError(IcreError):
-    """A job ended without an exit code of its own, or nobody knows any more how it ended."""
+    """A job ended without an exit code, or its outcome is no longer known."""
 
 
 def follow(
     server: JobServer, job_id: str, write: Callable[[str], object], *, patience_s: float = PATIENCE_S
 ) -> JobDetails:
-    """Pass the job's log to ``write``, each character once, until the job has ended; what is known of it then.
+    """Pass each character of the job's log to ``write`` once until the job ends; returns the final job details.
 
-    Raises :class:`JobLostError` if the cluster forgot the job, ClusterError if it is away for ``patience_s``.
+    Raises :class:`JobLostError` if the cluster no longer has the job, ClusterError if the job server is unreachable for
+    ``patience_s``.
     """
     return asyncio.run(_follow(server, job_id, write, patience_s))
 
 
 def exit_code(job: JobDetails) -> int:
-    """The exit code of the job's driver, a signal as shells have it; 143 for a job that was stopped.
+    """The driver's exit code, with signals as in shells; 143 for a stopped job.
 
-    Raises :class:`JobLostError` with Ray's message where there was no driver, such as for a node that was lost.
+    Raises :class:`JobLostError` with Ray's message if there was no driver, for example after a node was lost.
     """
     if job.driver_exit_code is not None:
         return int(job.driver_exit_code) if job.driver_exit_code >= 0 else 128 - int(job.driver_exit_code)
@@ -71,9 +72,9 @@ async def _follow(server: JobServer, job_id: str, write: Callable[[str], object]
 
 
 async def _texts(server: JobServer, job_id: str) -> AsyncIterator[str]:
-    """The log from its beginning, and an empty text whenever nothing came for a moment, or nothing more comes.
+    """The log from its beginning, with empty texts for pauses and after its end.
 
-    The pauses are for looking at the job: Ray's stream ends some seconds after it.
+    The pauses allow checking the job: Ray's stream ends some seconds after it.
     """
     stream = server.client.tail_job_logs(job_id)
     coming = asyncio.ensure_future(anext(stream, None))
@@ -93,7 +94,7 @@ async def _texts(server: JobServer, job_id: str) -> AsyncIterator[str]:
 
 
 class _Log:
-    """Writes each character of a text once, however often the text is told from its beginning."""
+    """Writes each character of a text once, even if the text is streamed again from its beginning."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write, self._written, self._told = write, 0, 0
@@ -109,7 +110,7 @@ class _Log:
 
 
 def known(server: JobServer, job_id: str) -> JobDetails:
-    """What the cluster knows of a job. Raises :class:`JobLostError` if nothing."""
+    """The cluster's details of a job. Raises :class:`JobLostError` if it has none."""
     job = server.job(job_id)
     if job is None:
         raise JobLostError(

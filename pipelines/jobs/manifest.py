@@ -1,4 +1,4 @@
-"""The RayJob of a verb for Kubernetes: made from the manifests in cluster/kuberay, which are the one source."""
+"""RayJob manifests of verbs for Kubernetes, generated from the manifests in cluster/kuberay as the single source."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from icre.errors import IcreError, UserError
 BASE = "cluster/kuberay/base"
 CLUSTER = "icre"
 ANY_VERB = "train"
-"""The template of verbs that have none of their own."""
+"""The template for verbs without their own."""
 
 
 def base_manifests(folder: Path) -> list[dict[str, Any]]:
-    """The base's objects as ``kubectl kustomize`` gives them: each RayJob with the one RayCluster's spec."""
+    """The base's objects as in ``kubectl kustomize``: each RayJob with the shared RayCluster spec."""
     kustomization = folder / "kustomization.yaml"
     if not kustomization.is_file():
         raise UserError(
@@ -36,14 +36,14 @@ def base_manifests(folder: Path) -> list[dict[str, Any]]:
 
 
 def overlay_manifests(folder: Path) -> list[dict[str, Any]]:
-    """The objects of any kustomization, by ``kubectl kustomize``."""
+    """The objects of a kustomization, from ``kubectl kustomize``."""
     if not folder.is_dir():
         raise UserError(f"--overlay {folder}: no such folder", hint="such as cluster/kuberay/overlays/production")
     return list(yaml.safe_load_all(_kubectl(["kustomize", str(folder)])))
 
 
 def ray_job(objects: Iterable[dict[str, Any]], *, verb: str, entrypoint: str, name: str) -> dict[str, Any]:
-    """The RayJob ``name`` that runs ``entrypoint`` at once, by the template of ``verb`` among ``objects``."""
+    """The unsuspended RayJob ``name`` that runs ``entrypoint``, from the template of ``verb`` among ``objects``."""
     templates = {found["metadata"]["labels"].get("icre/verb"): found for found in objects if found["kind"] == "RayJob"}
     template = templates.get(verb) or templates.get(ANY_VERB)
     if template is None:
@@ -57,7 +57,7 @@ def ray_job(objects: Iterable[dict[str, Any]], *, verb: str, entrypoint: str, na
 
 
 def create(job: dict[str, Any]) -> bool:
-    """Create the object in the cluster of kubectl's current context; False if one of its name is already there."""
+    """Create the object in kubectl's current context; returns False if the name already exists."""
     try:
         _kubectl(["create", "-f", "-"], given=yaml.safe_dump(job))
     except IcreError as error:

@@ -1,4 +1,4 @@
-"""A Ray cluster's job server: where it is, whether it answers, which token it wants, what it runs."""
+"""A Ray cluster's job server: address, availability, token and jobs."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ TIMEOUT_S = 10.0
 
 
 class ClusterError(IcreError):
-    """The cluster, or the way to it, is not in order: no answer, or one that makes no sense."""
+    """The cluster or its connection is faulty: no response, or an invalid one."""
 
 
 class NoSuchJobError(ClusterError):
-    """The cluster does not know a job: it never did, or it is another cluster by now."""
+    """The cluster does not have a job: it never existed, or the cluster was replaced."""
 
 
 @dataclass(frozen=True)
 class JobServer:
-    """The job server at ``address`` (http or https), asked with ``token`` where the cluster wants one."""
+    """The job server at ``address`` (http or https); ``token`` is sent if the cluster requires one."""
 
     address: str
     token: str | None = field(repr=False)
     wants_token: bool
 
     def get(self, path: str, *, timeout_s: float = TIMEOUT_S) -> Any:
-        """The JSON that a GET of ``path`` gives. Raises UserError for a token, ClusterError for anything else."""
+        """The JSON response to a GET of ``path``. Raises UserError for a token, ClusterError for anything else."""
         return _get(self.address + path, token=self.token if self.wants_token else None, timeout_s=timeout_s)
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """``ray`` and ``python`` of the cluster's head."""
+        """``ray`` and ``python`` versions of the cluster's head."""
         found = self.get("/api/v0/cluster_metadata")["data"]
         return {"ray": str(found["rayVersion"]), "python": str(found["pythonVersion"])}
 
     @cached_property
     def nodes(self) -> list[dict[str, Any]]:
-        """The machines that are part of the cluster now, by Ray's own list."""
+        """The cluster's live nodes, as listed by Ray."""
         found = self.get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
         return [node for node in found if node["state"] == "ALIVE"]
 
     @property
     def is_this_machine_alone(self) -> bool:
-        """Whether the cluster is one node, reached over loopback: it then sees this machine's disk."""
+        """Whether the cluster is a single node reached over loopback, which shares this machine's disk."""
         return urlsplit(self.address).hostname in ("127.0.0.1", "localhost", "::1") and len(self.nodes) <= 1
 
     def job(self, job_id: str) -> JobDetails | None:
-        """What the cluster knows of a submitted job, None if nothing."""
+        """Details of a submitted job, or None."""
         try:
             return JobDetails(**self.get(f"/api/jobs/{quote(job_id, safe='')}"))
         except NoSuchJobError:
@@ -71,7 +71,7 @@ class JobServer:
 
     @cached_property
     def client(self) -> JobSubmissionClient:
-        """Ray's own client. Its address is this one, whatever the environment says."""
+        """Ray's own client for this address, regardless of environment variables."""
         headers = {"Authorization": f"Bearer {self.token}"} if self.wants_token else {}
         before = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
         try:
@@ -85,12 +85,12 @@ class JobServer:
 
 
 def connect(address: str | None = None) -> JobServer:
-    """The job server at ``address``, or where the environment says; it answers, and takes the token.
+    """The job server at ``address`` or from the environment, checked to respond and to accept the token.
 
-    Raises UserError for no or a malformed address and a token that is missing or refused, ClusterError for no answer.
+    Raises UserError for a missing or malformed address and a missing or rejected token, ClusterError for no response.
     """
     for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.ERROR)  # its client tells of each ignore file and each closed socket
+        handler.setLevel(logging.ERROR)  # Ray's client logs each ignore file and closed socket
     url = resolve_address(address)
     mode = _get(f"{url}/api/authentication_mode", token=None, timeout_s=TIMEOUT_S)
     if not isinstance(mode, dict) or "authentication_mode" not in mode:
@@ -107,7 +107,7 @@ def connect(address: str | None = None) -> JobServer:
 
 
 def resolve_address(address: str | None) -> str:
-    """``address``, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, checked and without a slash at its end."""
+    """``address``, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, validated and without a trailing slash."""
     named = [("--address", address), *((name, os.environ.get(name)) for name in ADDRESS_VARIABLES)]
     where, value = next(((where, value) for where, value in named if value), ("", None))
     hint = "http://HEAD:8265; on a cluster of `ray up`, `ray dashboard` forwards it to http://127.0.0.1:8265"
@@ -121,7 +121,7 @@ def resolve_address(address: str | None) -> str:
 
 
 def find_token() -> str | None:
-    """The token, from where Ray looks: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    """The token from Ray's own locations: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -134,7 +134,7 @@ def find_token() -> str | None:
 
 
 def version_warnings(server: JobServer) -> list[str]:
-    """In what the cluster's versions differ from this machine's, by which the recipe was checked."""
+    """Differences between the cluster's versions and this machine's, which validated the recipe."""
     here = {"ray": ray.__version__, "python": platform.python_version()}
     there = server.versions
     warnings = []

@@ -1,4 +1,4 @@
-"""Sending a verb to a cluster as a Ray job that is never run twice."""
+"""Submit a verb to a cluster as a Ray job that never runs twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.runtime.console import say
 
 
 def submit(server: JobServer, work: Work, name: str, upload: Upload) -> bool:
-    """Upload and start the job ``name``; False if it was there before. Raises UserError if that is another job."""
+    """Upload and start the job ``name``; False if it already exists. Raises UserError if that is another job."""
     if _is_there(server, name, work):
         return False
     try:
@@ -21,7 +21,7 @@ def submit(server: JobServer, work: Work, name: str, upload: Upload) -> bool:
             entrypoint=work.entrypoint, submission_id=name, runtime_env={"working_dir": str(upload.folder)}
         )
     except (RuntimeError, OSError, ValueError) as error:
-        # Another submission of the same name, or our own whose answer got lost, may have come first.
+        # Another submission with the same name, or our own whose response was lost, may have come first.
         if not _is_there(server, name, work):
             raise ClusterError(
                 f"{server.address} did not take the job: {str(error).strip().splitlines()[-1]}",
@@ -45,5 +45,5 @@ def _is_there(server: JobServer, name: str, work: Work) -> bool:
 
 
 def new_name(verb: str) -> str:
-    """A job's name that was never used: verb, UTC time and four random digits."""
+    """An unused job name: verb, UTC time and four random digits."""
     return f"{verb}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"

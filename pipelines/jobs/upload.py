@@ -1,4 +1,4 @@
-"""What `--working-dir` would upload: Ray's own ignore rules, applied before anything is sent."""
+"""Preview of a `--working-dir` upload, with Ray's own ignore rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 from icre.errors import UserError
 
 LIMIT: int = DASHBOARD_CLIENT_MAX_SIZE
-"""Bytes that a job's code may take on its way to the cluster; Ray packs it without compression."""
+"""Maximum bytes of a job's code; Ray packs it without compression."""
 
 _SECRET_NAMES = re.compile(
     r"(^|/)(\.env(\..*)?|.*\.(pem|key|p12|pfx)|id_(rsa|ed25519|ecdsa)|auth_token|credentials|\.netrc|kubeconfig)$"
@@ -29,18 +29,18 @@ _Ignored = Callable[[Path], bool]
 
 @dataclass(frozen=True)
 class Upload:
-    """The files of a working directory that a job would get: relative path to bytes."""
+    """Files of a working directory that would be uploaded: relative path to bytes."""
 
     folder: Path
     files: dict[str, int]
 
     @property
     def size(self) -> int:
-        """All bytes."""
+        """Total bytes."""
         return sum(self.files.values())
 
     def largest(self, count: int = 5) -> list[tuple[str, int]]:
-        """The largest entries of the top two levels, bytes with each, largest first."""
+        """The largest entries of the top two levels with their bytes, largest first."""
         sizes: Counter[str] = Counter()
         for name, size in self.files.items():
             parts = name.split("/")
@@ -48,7 +48,7 @@ class Upload:
         return sizes.most_common(count)
 
     def check(self) -> None:
-        """Raises UserError if it is no copy of the project, is too large, or holds what looks like keys."""
+        """Raises UserError if it is not a copy of the project, is too large, or contains likely keys."""
         if "pipelines/__init__.py" not in self.files:
             raise UserError(
                 f"{self.folder} holds no pipelines/: a job would not find its verbs",
@@ -69,7 +69,7 @@ class Upload:
 
 
 def survey(folder: Path) -> Upload:
-    """Walk ``folder`` as Ray does when it packs it: .rayignore, .gitignore, and what Ray itself leaves out."""
+    """Walk ``folder`` as Ray does when packing it: .rayignore, .gitignore and Ray's own exclusions."""
     if not folder.is_dir():
         raise UserError(f"--working-dir {folder}: no such folder", hint="name the root of the repository")
     root = folder.absolute()
@@ -80,7 +80,7 @@ def survey(folder: Path) -> Upload:
 
 
 def mib(size: int) -> str:
-    """Bytes as MiB, to read."""
+    """Bytes formatted as MiB."""
     return f"{size / 2**20:.1f} MiB"
 
 

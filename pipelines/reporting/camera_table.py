@@ -1,4 +1,4 @@
-"""The table of camera pairs: which camera finds its people in which."""
+"""Results by pair of query and gallery camera."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MEANING = (
 
 
 def camera_table(evaluation: Evaluation, direction: str) -> list[list[str]]:
-    """Rows of cells, the first with the gallery's cameras."""
+    """Rows of cells, starting with the header of gallery cameras."""
     pairs = {(pair["query"], pair["gallery"]): pair for pair in evaluation["directions"][direction]["camera_pairs"]}
     queries, gallery = (sorted({pair[side] for pair in pairs}, key=_by_number) for side in (0, 1))
     rows = [["query camera", *(f"gallery {camera}" for camera in gallery)]]
@@ -23,7 +23,7 @@ def camera_table(evaluation: Evaluation, direction: str) -> list[list[str]]:
 
 
 def camera_tables_markdown(evaluation: Evaluation) -> str:
-    """A table for each direction with more than one pair; empty without any."""
+    """One table for each direction with more than one pair; empty without any."""
     tables = []
     for direction in evaluation["directions"]:
         head, *rows = camera_table(evaluation, direction)

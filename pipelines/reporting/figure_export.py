@@ -1,4 +1,4 @@
-"""The figures of a report: inside the page as data, and beside it as files for print."""
+"""Figures of a report: embedded in the page as data URIs, and as separate files for print."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ PRINTED: tuple[Literal["png", "pdf"], ...] = ("png", "pdf")
 
 
 class FigureCollector:
-    """Collects every figure that a page shows, by name."""
+    """Collects all figures of a page by name."""
 
     def __init__(self, advance: Advance | None = None) -> None:
-        """advance: called after each figure that is put into the page."""
+        """advance: called after each embedded figure."""
         self._figures: dict[str, Figure] = {}
         self._advance = advance
 
     def embed(self, name: str, figure: Figure, kind: Literal["svg", "webp"]) -> str:
-        """A data URI for the page. As an image of its own, a figure cannot clash with the ids of another one."""
+        """A data URI for the page. As a separate image, a figure's ids cannot clash with those of another."""
         assert name not in self._figures, name
         self._figures[name] = figure
         mime = {"svg": "image/svg+xml", "webp": "image/webp"}[kind]
@@ -33,11 +33,11 @@ class FigureCollector:
 
     @property
     def names(self) -> list[str]:
-        """Of all figures, in the order of the page."""
+        """Names of all figures in page order."""
         return list(self._figures)
 
     def files(self) -> dict[str, bytes]:
-        """Content by file name: each figure as PNG and PDF, at print size."""
+        """Content by file name: each figure as PNG and PDF at print size."""
         content: dict[str, bytes] = {}
         with progress("report: figures for print", len(self._figures), "figures") as advance:
             for name, figure in self._figures.items():

@@ -1,4 +1,4 @@
-"""The metric table: the same rows, order and number format on the console, in Markdown and in the report."""
+"""The metric table, with the same rows, order and number format on the console, in Markdown and in the report."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ _PROTOCOL_WORDS = {
 }
 
 Evaluation = Mapping[str, Any]
-"""What ``icre evaluate`` writes for one checkpoint."""
+"""Output of ``icre evaluate`` for one checkpoint."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table."""
+    """One row of the table."""
 
     direction: str
     model: str
     cells: tuple[str, ...]
-    """In the order of COLUMNS, percent."""
+    """Cells in percent, in the order of COLUMNS."""
     is_result: bool
-    """Whether this is the trained network that the run stands for."""
+    """Whether this row is the run's representative trained network."""
 
 
 def percent(fraction: float, spread: float | None = None) -> str:
-    """A fraction in percent with one decimal, without the sign: ``61.2``, or ``61.2 ± 1.3``."""
+    """A fraction in percent with one decimal and without the % sign: ``61.2``, or ``61.2 ± 1.3``."""
     return f"{100 * fraction:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
@@ -60,7 +60,7 @@ def words(direction: str) -> str:
 
 
 def comparable(evaluations: Iterable[Evaluation]) -> list[list[Evaluation]]:
-    """Groups of evaluations of the same data by the same protocol, each in the order of training."""
+    """Groups of evaluations with the same data and protocol, each in order of training."""
     groups: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
         key = json.dumps([evaluation["protocol"], evaluation["data"]], sort_keys=True)
@@ -69,18 +69,18 @@ def comparable(evaluations: Iterable[Evaluation]) -> list[list[Evaluation]]:
 
 
 def trained(group: Sequence[Evaluation]) -> Evaluation | None:
-    """The evaluation that the run stands for: of ``best``, else of the latest step, else None."""
+    """The run's representative evaluation: of ``best``, else of the latest step, else None."""
     candidates = [e for e in group if e["checkpoint"]["name"] != UNTRAINED]
     return max(candidates, key=_order, default=None)
 
 
 def untrained(group: Sequence[Evaluation]) -> Evaluation | None:
-    """The evaluation of the network before its first step, if there is one."""
+    """The evaluation of the network before its first step, or None."""
     return next((e for e in group if e["checkpoint"]["name"] == UNTRAINED), None)
 
 
 def model_name(evaluation: Evaluation) -> str:
-    """``untrained``, or the checkpoint's name and step; the evaluation's label where it has one."""
+    """``untrained``, or the checkpoint's name and step, unless the evaluation has a label."""
     if "label" in evaluation:
         return str(evaluation["label"])
     checkpoint = evaluation["checkpoint"]
@@ -89,14 +89,14 @@ def model_name(evaluation: Evaluation) -> str:
 
 
 def protocol_name(evaluation: Evaluation) -> str:
-    """The protocol, with what changes the ranking beside it."""
+    """The protocol's name, with other settings that affect the ranking."""
     protocol = evaluation["protocol"]
     options = [word for key, word in (("flip", "flip averaging"), ("rerank", "re-ranking")) if protocol[key]]
     return " with ".join([str(protocol["name"]), *([" and ".join(options)] if options else [])])
 
 
 def table_rows(group: Sequence[Evaluation]) -> list[Row]:
-    """Rows of comparable evaluations: for each direction chance, then the checkpoints."""
+    """Rows of comparable evaluations: chance, then the checkpoints, for each direction."""
     rows = []
     result = trained(group)
     for direction in group[0]["directions"]:
@@ -111,7 +111,7 @@ def table_rows(group: Sequence[Evaluation]) -> list[Row]:
 
 
 def describe_protocol(evaluation: Evaluation, *, leave_out: Collection[str] = ()) -> str:
-    """One line with every choice that the numbers depend on; ``leave_out``: keys of the protocol to pass over."""
+    """One line with all choices that affect the numbers; ``leave_out``: protocol keys to omit."""
     data, protocol = evaluation["data"], dict(evaluation["protocol"])
     shown = {k: v for k, v in protocol.items() if k != "name" and k not in leave_out}
     choices = "; ".join(f"{_PROTOCOL_WORDS.get(k, k)} {_value(v)}" for k, v in shown.items())
@@ -123,13 +123,13 @@ def describe_protocol(evaluation: Evaluation, *, leave_out: Collection[str] = ()
 
 
 def summary_of(evaluation: Evaluation) -> dict[str, Any]:
-    """What tables of several runs keep of one: checkpoint, data and means, without ranked lists and histograms."""
+    """One run's entry in tables of several runs: checkpoint, data and means, without ranked lists and histograms."""
     means = {direction: scores["mean"] for direction, scores in evaluation["directions"].items()}
     return {"checkpoint": evaluation["checkpoint"], "data": evaluation["data"], "mean": means}
 
 
 def metric_table_markdown(evaluations: Sequence[Evaluation]) -> str:
-    """The table, ready to paste: one for each protocol and data set; without any, a line that says so."""
+    """The tables, one per protocol and data set, ready to paste; a one-line note without any."""
     if not evaluations:
         return "Not evaluated yet."
     return "\n\n".join(_markdown(group) for group in comparable(evaluations))

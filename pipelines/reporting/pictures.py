@@ -1,6 +1,6 @@
-"""What networks see: the paper's feature scatter, Grad-CAM, MPFR masks and SDCE attention, on images of the test split.
+"""Figures of network behaviour on test images: the paper's feature scatter, Grad-CAM, MPFR masks and SDCE attention.
 
-People and images are spread evenly over the split; nobody picked them for how well they look.
+Identities and images are evenly spaced over the split, not cherry-picked.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from pipelines.evaluation.measure import SPLIT
 from pipelines.runtime.progress import progress
 
 SCATTERED, SHOWN = 10, 4
-"""People in the scatter, and in the rows of images."""
+"""Identities in the scatter, and in the rows of images."""
 IMAGES_EACH = 10
-"""Of a person in the scatter, in each modality."""
+"""Images per identity and modality in the scatter."""
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network that was evaluated."""
+    """An evaluated network."""
 
     label: str
     network: ICRENetwork
     features: torch.Tensor
-    """(N, D) of the test split."""
+    """(N, D) features of the test split."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with the words that go with it."""
+    """A figure and its text."""
 
     name: str
     title: str
@@ -56,24 +56,24 @@ class Picture:
 
 @dataclass(frozen=True)
 class Examples:
-    """Images of the test split, and who they show."""
+    """Example images of the test split and their identities."""
 
     data: PreparedData
     recipe: config.Recipe
 
     @cached_property
     def records(self) -> list[Record]:
-        """Of the whole split."""
+        """Records of the whole split."""
         return self.data.records(self.data.rows_of(SPLIT))
 
     @cached_property
     def shown(self) -> list[int]:
-        """Rows of the split: pairs of a visible and an infrared image of one person."""
+        """Rows of the split: pairs of a visible and an infrared image of one identity."""
         return spread_rows(self.records, identities=SHOWN, per_modality=1)
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
-        """(n, H, W, 3), as the network gets them."""
+        """(n, H, W, 3) pixels at the network's input size."""
         rows = self.data.rows_of(SPLIT)
         height, width = self.recipe.data.height, self.recipe.data.width
         encoded = (self.data.image(rows[row]) for row in self.shown)
@@ -81,18 +81,18 @@ class Examples:
 
     @property
     def inputs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the network takes: images, and which of them are infrared."""
+        """Network inputs: images, and which of them are infrared."""
         infrared = torch.tensor([self.records[row].modality == "infrared" for row in self.shown])
         return normalise(torch.from_numpy(self.pixels).permute(0, 3, 1, 2)), infrared
 
     def caption(self, number: int) -> str:
-        """Of one of the shown images."""
+        """Caption of one of the shown images."""
         record = self.records[self.shown[number]]
         return f"{record.pid}, cam {record.camid}"
 
 
 def pictures(models: Sequence[Model], examples: Examples) -> list[Picture]:
-    """All that can be drawn of ``models``; masks and attention for those that have them."""
+    """All figures of ``models``; masks and attention only for models that have them."""
     if not models or not examples.shown:
         return []
     draw: list[Callable[[], Picture | None]] = [partial(_scatter, models, examples), partial(_heat, models, examples)]

@@ -1,4 +1,4 @@
-"""A run as one HTML file: no network, no scripts; figures lie inside it as data."""
+"""A run as one HTML file that works offline, without scripts; figures are embedded as data."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Context = dict[str, Any]
 TEMPLATES = Path(__file__).parent / "templates"
 THUMBNAIL_HEIGHT = 192
 LISTED = 100
-"""Images that were set aside are listed up to this many."""
+"""Maximum number of excluded images listed."""
 
 
 @dataclass(frozen=True)
 class RunContent:
-    """What a report reads of a run folder."""
+    """Content of a run folder used in a report."""
 
     name: str
     manifest: Mapping[str, Any]
@@ -56,10 +56,10 @@ def render(
     pictures: Sequence[Picture] = (),
     plates: FigureCollector | None = None,
 ) -> str:
-    """The report of ``run``, whatever it holds so far, beside ``others`` where they were evaluated alike.
+    """The report of ``run``, which may be incomplete, with ``others`` that have comparable evaluations.
 
-    ``image_of(row)`` gives the encoded image of a row of the manifest's data set, or None. ``plates`` keeps the figures
-    for print.
+    ``image_of(row)`` returns the encoded image of a row of the manifest's data set, or None. ``plates`` collects the
+    figures for print.
     """
     plates = plates or FigureCollector()
     environment = jinja2.Environment(
@@ -92,7 +92,7 @@ def render(
 
 
 def _labelled(runs: Sequence[RunContent]) -> list[Evaluation]:
-    """All evaluations; where there are several runs, a model's name begins with its run's."""
+    """All evaluations; with several runs, model names are prefixed with the run's name."""
     found: list[Evaluation] = [{**evaluation, "run": run.name} for run in runs for evaluation in run.evaluations]
     if len(runs) > 1:
         found = [{**one, "label": f"{one['run']}: {metric_table.model_name(one)}"} for one in found]
@@ -106,14 +106,14 @@ def _own(group: Sequence[Evaluation], run: RunContent) -> list[Evaluation]:
 def _result(
     group: Sequence[Evaluation], number: int, run: RunContent, image_of: ImageOf, plates: FigureCollector
 ) -> Context:
-    """What the template shows of evaluations that can be compared."""
+    """Template context of comparable evaluations."""
     own = _own(group, run)
     shown = metric_table.trained(own) or own[-1]
-    # Rows are numbers of one data set: those of another one would show other people.
+    # Rows index one data set: in another, they would be different images.
     same_data = group[0]["data"]["hash"] == run.manifest["data"]["hash"]
     prefix = f"{group[0]['protocol']['name']}-{number}"
     directions = list(shown["directions"])
-    # Lists, camera pairs and histograms are by cosine distance: a re-ranked result has none of its own.
+    # Ranked lists, camera pairs and histograms use cosine distance: a re-ranked result has none.
     by_cosine = [] if group[0]["protocol"]["rerank"] else directions
     ranked = partial(_ranked, shown, image_of=image_of if same_data else _no_image, plates=plates, prefix=prefix)
     return {
@@ -138,7 +138,7 @@ def _result(
 
 
 def _summary(group: Sequence[Evaluation], direction: str) -> Context:
-    """One direction in a sentence, and as bars from chance to the trained network."""
+    """One direction as a sentence, and as bars from chance to the trained network."""
     before, after = metric_table.untrained(group), metric_table.trained(group)
     models = [("chance", group[0]["directions"][direction]["chance"])]
     models += [(e["checkpoint"]["name"], e["directions"][direction]["mean"]) for e in (before, after) if e]
@@ -206,7 +206,7 @@ def _cmc(group: Sequence[Evaluation], direction: str, plates: FigureCollector, p
 
 
 def _distances(group: Sequence[Evaluation], own: Sequence[Evaluation]) -> Figure:
-    """Before training, then each run as it was trained. The distance between two images has no direction."""
+    """Distances before training, then of each trained run. The distance between two images has no direction."""
     by_run = {evaluation["run"]: [e for e in group if e["run"] == evaluation["run"]] for evaluation in group}
     models = [metric_table.untrained(own), *map(metric_table.trained, by_run.values())]
     drawn = []

@@ -1,4 +1,4 @@
-"""Is one model better than another on the same queries, or is it luck? A paired bootstrap over queries.
+"""Paired bootstrap over queries, to test whether one model is better than another on the same queries.
 
 Shape letters: N images, Q queries that have a match, B resamples.
 """
@@ -23,12 +23,12 @@ from icre.evaluation.scores import query_chunks, score_queries
 Values = NDArray[np.float64]
 
 CHUNK_ELEMENTS = 2**21
-"""Drawn query numbers that are held at a time: 16 MiB."""
+"""Sampled query indices held in memory at a time: 16 MiB."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the second model is: ``value`` on all queries, ``lower`` the one-sided confidence bound."""
+    """Improvement of the second model: ``value`` on all queries, ``lower`` the one-sided confidence bound."""
 
     value: float
     lower: float
@@ -37,11 +37,11 @@ class Difference:
 def query_values(
     features: Matrix, records: Sequence[Record], protocol: Protocol, *, permutations: Permutations | None = None
 ) -> dict[str, dict[str, Values]]:
-    """rank1, mAP and mINP of every query that has a match, (Q,) by direction and metric, by cosine distance.
+    """rank1, mAP and mINP of every query with a match, (Q,) by direction and metric, by cosine distance.
 
-    A query's value is its mean over the gallery draws, so that the mean over queries is the mean that
-    :func:`icre.evaluation.run_protocol` gives. Where a protocol draws the queries, each (draw, query) counts as one.
-    Two models give values of the same queries in the same order. Raises as ``run_protocol`` does.
+    A query's value is its mean over the gallery draws, so the mean over queries equals the mean of
+    :func:`icre.evaluation.run_protocol`. If a protocol draws the queries, each (draw, query) counts as one. Values of
+    two models have the same query order. Raises as ``run_protocol`` does.
     """
     unit_ND = checked_features(features, records).cpu()
     found: dict[str, dict[str, Values]] = {}
@@ -75,14 +75,14 @@ def query_values(
 def paired_bootstrap(
     pairs: Sequence[tuple[Values, Values]], *, resamples: int, confidence: float, seed: int
 ) -> Difference:
-    """Whether the second values are above the first by more than the choice of the queries explains.
+    """Difference of the second values to the first, with a confidence bound over the choice of queries.
 
-    pairs: of each direction the values of the same Q queries by two models. With d = second - first,
+    pairs: per direction, the values of two models for the same Q queries. With d = second - first,
 
         value = mean over directions of (1/Q sum_q d_q)
         lower = quantile_{1 - confidence} of the same for B times Q queries drawn with replacement,
 
-    each direction by itself; both models are always asked by the same draw. PCG64(seed) draws direction after
+    drawn independently per direction; both models always use the same draw. PCG64(seed) draws direction after
     direction, resample after resample.
     """
     generator = np.random.default_rng(seed)

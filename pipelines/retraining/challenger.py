@@ -1,4 +1,4 @@
-"""A challenger: a run of its own for each tick, which may start from the weights of the model in service."""
+"""Challengers: one run per tick, optionally initialised from the weights of the model in service."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ CLASSIFIER = "head.classifier.weight"
 
 
 def run_of(recipe: config.Recipe, tick: str) -> Run:
-    """The run of a tick: a finished run that is started again trains nothing, so each tick has its own."""
+    """The run of a tick. Restarting a finished run trains nothing, so each tick has its own."""
     return Run.named(recipe.storage, f"{recipe.name}-tick-{tick}")
 
 
 def begin(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run | None) -> None:
-    """Create ``run``, or complete what was created of it; ``champion``: whose weights it starts from, None: scratch.
+    """Create ``run``, or complete a partial creation. ``champion``: run with the initial weights; None: from scratch.
 
-    Raises what ``icre train`` raises for a recipe and data that do not fit, WeightsError for a champion of another
+    Raises what ``icre train`` raises for an unsuitable recipe or data, WeightsError for a champion with another
     network, and UserError when the recipe or the images changed since the run was created.
     """
     if (run.location / "manifest.json").exists():
@@ -52,10 +52,10 @@ def begin(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run | N
 def carry_over(
     network: ICRENetwork, weights: dict[str, torch.Tensor], *, before: list[str] | None, classes: list[str]
 ) -> int:
-    """Load another network's weights; rows of the classifier go by the identity's name. How many rows were kept.
+    """Load another network's weights, matching classifier rows by identity name; returns the number of rows kept.
 
-    before, classes: training identities by label, of ``weights`` (None: unknown) and of ``network``. Rows of
-    identities that are new keep their first values. Raises WeightsError when any other tensor differs in shape or name.
+    before, classes: training identities by label, of ``weights`` (None: unknown) and of ``network``. Rows of new
+    identities keep their initial values. Raises WeightsError when any other tensor differs in shape or name.
     """
     own = network.state_dict()
     shapes = [{k: tuple(v.shape) for k, v in state.items() if k != CLASSIFIER} for state in (own, weights)]
@@ -75,7 +75,7 @@ def carry_over(
 
 
 def _write_start(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run) -> None:
-    """A checkpoint of step 0: workers that start, at first or again, begin with it as with any other."""
+    """Write a checkpoint of step 0, from which workers start or restart as from any other."""
     network = initial_network(recipe, classes=len(data.classes))
     with champion.checkpoint(BEST) as (folder, _):
         weights = load((folder / checkpoint.NETWORK).read_bytes())
@@ -95,12 +95,12 @@ def _write_start(recipe: config.Recipe, run: Run, data: PreparedData, champion: 
 
 
 def size_mib(run: Run, name: str) -> float:
-    """Of the weights file of a checkpoint."""
+    """Size of a checkpoint's weights file in MiB."""
     folder = run.reference(name)
     assert folder is not None
     return (run.location / "checkpoints" / folder / checkpoint.NETWORK).size() / 2**20
 
 
 def forget(run: Run) -> None:
-    """Remove the checkpoints of a challenger that will not be trained on; its metrics and decision stay."""
+    """Remove the checkpoints of a challenger that needs no further training; its metrics and decision are kept."""
     (run.location / "checkpoints").delete()

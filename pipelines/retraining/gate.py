@@ -1,4 +1,4 @@
-"""Whether a new model may take the place of the one in service: a comparison on the same images, and rules for it."""
+"""The promotion gate: compares a new model with the one in service on the same images, and applies the rules."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METRICS = ("mAP", "rank1", "mINP")
 
 @dataclass(frozen=True)
 class Part:
-    """A direction, or a pair of cameras, by both models; values are in [0, 1]."""
+    """Results of both models for one direction or camera pair, in [0, 1]."""
 
     name: str
     queries: int
@@ -29,28 +29,28 @@ class Part:
 
     @property
     def difference(self) -> float:
-        """Above 0 where the challenger is better."""
+        """Positive where the challenger is better."""
         return self.challenger - self.champion
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same images by the same protocol."""
+    """Comparison of two models on the same images with the same protocol."""
 
     images: int
     champion: Mapping[str, float]
-    """Means of the directions, by metric."""
+    """Means over the directions, by metric."""
     challenger: Mapping[str, float]
     difference: Difference
-    """Of the metric that decides."""
+    """Difference in the deciding metric."""
     directions: Sequence[Part]
     camera_pairs: Sequence[Part]
-    """By rank-1 if that decides, else by mAP."""
+    """By rank-1 if that is the deciding metric, else by mAP."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model takes; None where it was not measured."""
+    """Resource use of a model; None where not measured."""
 
     size_mib: float
     latency_ms: float | None
@@ -58,7 +58,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule, the number it looked at, and whether it holds; ``limit`` None: shown and not judged."""
+    """One rule, its measured value, and whether it passed. ``limit`` None: shown for information only."""
 
     name: str
     value: float
@@ -77,7 +77,7 @@ def compare(
     seed: int,
     permutations: Permutations | None = None,
 ) -> Comparison:
-    """Features (N, D) of two models for the same ``records`` (N), ranked by cosine distance.
+    """Compare the features (N, D) of two models for the same ``records`` (N), ranked by cosine distance.
 
     Raises :class:`~icre.errors.ProtocolError` as :func:`icre.evaluation.run_protocol` does.
     """
@@ -100,7 +100,7 @@ def compare(
 
 
 def rules(frozen: Comparison, newest: Comparison | None, cost: Cost, settings: Retrain) -> list[Rule]:
-    """Every rule of docs/retraining.md with its value; the challenger is promoted if all of them hold."""
+    """All rules of docs/retraining.md with their values; the challenger is promoted if all pass."""
     found = frozen.difference
     judged = [
         Rule("margin", found.value, settings.margin, found.value >= settings.margin),

@@ -1,4 +1,4 @@
-"""Which images are new, and which are frozen for the comparison of models."""
+"""Detection of new images, and the frozen list of images for comparing models."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from pipelines.runs.provenance import now
 from pipelines.storage import Storage
 
 SHOWN = 5
-"""Names in a message."""
+"""Names listed in a message."""
 
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """Sorted numbers that stand for names: of images (the same file under the same identity), and of identities."""
+    """Sorted hashes of image names (the same file under the same identity) and of identities."""
 
     images: NDArray[np.uint64]
     identities: NDArray[np.uint64]
@@ -48,7 +48,7 @@ def checksums(data: PreparedData) -> list[str]:
 
 
 def training_marks(data: PreparedData) -> Marks:
-    """Of the images that are trained on, and of their identities."""
+    """Marks of the training images and their identities."""
     identities = data.labels["identity"].to_pylist()
     files = checksums(data)
     rows = np.flatnonzero(data.targets >= 0).tolist()
@@ -56,22 +56,22 @@ def training_marks(data: PreparedData) -> Marks:
 
 
 def write_marks(path: Storage, marks: Marks) -> None:
-    """Eight bytes an image, and eight an identity."""
+    """Write marks with eight bytes per image and per identity."""
     sink = io.BytesIO()
     np.savez(sink, images=marks.images, identities=marks.identities)
     path.write_bytes(sink.getvalue())
 
 
 def read_marks(path: Storage) -> Marks:
-    """What :func:`write_marks` wrote."""
+    """Read marks written by :func:`write_marks`."""
     with np.load(io.BytesIO(path.read_bytes())) as found:
         return Marks(found["images"], found["identities"])
 
 
 def freeze(registry: Registry, data: PreparedData, recipe: config.Recipe, *, by: str) -> int:
-    """Write the test images of ``data`` down as the list that models are compared on from now on; its number.
+    """Store the test images of ``data`` as the list for comparing models from now on; returns the list's number.
 
-    Of several commands at once one writes, and all get its number.
+    If several commands freeze at once, one of them writes and all return its number.
     """
     newest = registry.frozen.newest()
     rows = data.rows_of(SPLIT)
@@ -94,10 +94,9 @@ def freeze(registry: Registry, data: PreparedData, recipe: config.Recipe, *, by:
 def frozen_rows(
     registry: Registry, number: int, data: PreparedData, recipe: config.Recipe
 ) -> tuple[list[int], list[Record]]:
-    """Where the frozen images are among ``data.rows_of("test")``, and their records as they were frozen.
+    """Positions of the frozen images in ``data.rows_of("test")``, and their records at the time of freezing.
 
-    Raises DataError when the protocol is another one now, or images are gone: numbers of different nights would no
-    longer compare.
+    Raises DataError when the protocol changed or images are missing: nights would no longer be comparable.
     """
     entry = registry.frozen.read(number)
     where, hint = registry.frozen.path(number).url, f"`icre registry freeze` with this recipe begins list {number + 1}"
@@ -126,7 +125,7 @@ def frozen_rows(
 
 
 def refuse_leaked(registry: Registry, number: int, learnt: Iterable[str]) -> None:
-    """Raises DataError when an identity of a frozen list is among those that a challenger learns, or starts from."""
+    """Raises DataError when an identity of a frozen list is in ``learnt``."""
     frozen = {image[0] for image in registry.frozen.read(number)["images"]}
     leaked = sorted(frozen & set(learnt))
     if leaked:
@@ -139,7 +138,7 @@ def refuse_leaked(registry: Registry, number: int, learnt: Iterable[str]) -> Non
 
 
 def _pinned(recipe: config.Recipe) -> dict[str, Any]:
-    """What the numbers depend on beside network and images; a network's input size is its own."""
+    """Evaluation settings that affect the results. The input size is excluded, as each network has its own."""
     found = choices(recipe)
     return {key: value for key, value in found.items() if key not in ("image_size", "rerank", "distance")}
 

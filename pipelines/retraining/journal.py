@@ -1,7 +1,7 @@
-"""What a model's ticks have done so far: one small JSON object for the model, one for each tick, replaced as a whole.
+"""Journals of a model's ticks: one small JSON object per model and one per tick, each replaced atomically.
 
-A tick's journal names the step that comes next and everything the steps before found out. A command that was killed
-is followed by one that reads the journal and begins with that step, so every step may run twice and must end alike.
+A tick's journal stores the next step and all results of the previous ones. After a killed command, the next command
+reads the journal and repeats that step, so every step must be idempotent.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ STEPS = ("prepare", "compare", "freeze", "start", "train", "judge", "promote", "
 
 @dataclass(frozen=True)
 class Past:
-    """What ended ticks leave to the next one."""
+    """State carried over from ended ticks to the next one."""
 
     current: str | None = None
-    """The tick that has not ended."""
+    """The unfinished tick."""
     last: str | None = None
     """The tick that ended last."""
     judged: str | None = None
-    """The tick whose challenger was judged last: its training images are what new ones are counted from."""
+    """The tick whose challenger was judged last: new images are counted against its training images."""
     refused_in_a_row: int = 0
     last_success: float | None = None
-    """Unix time at which a tick ended in order."""
+    """Unix time of the last tick that did not fail."""
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of ``champion`` and ``challenger`` on the frozen list, by metric."""
+    """Metrics of ``champion`` and ``challenger`` on the frozen list."""
     challengers: list[str] = field(default_factory=list)
     """Runs that still have their checkpoints, oldest first."""
 
     def after(self, tick: Tick) -> Past:
-        """With ``tick`` ended."""
+        """The state after ``tick`` has ended."""
         outcome, facts = tick.outcome, tick.facts
         judged = outcome in ("promoted", "kept")
         refused = {"promoted": 0, "kept": self.refused_in_a_row + 1}.get(str(outcome), self.refused_in_a_row)
@@ -61,16 +61,16 @@ class Past:
 
 @dataclass(frozen=True)
 class Tick:
-    """One tick, as far as it got."""
+    """State of one tick."""
 
     name: str
     started: str
     step: str = STEPS[0]
-    """What comes next."""
+    """The next step."""
     attempts: int = 1
-    """Times that ``step`` was begun."""
+    """How often ``step`` was started."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the steps found out."""
+    """Results of the completed steps."""
     ended: float | None = None
     outcome: Outcome | None = None
     reason: str = ""
@@ -78,20 +78,20 @@ class Tick:
 
 @dataclass(frozen=True)
 class Journal:
-    """Where both kinds of object are. Only the holder of the model's lease writes."""
+    """Storage of both kinds of object. Only the holder of the model's lease writes."""
 
     registry: Registry
 
     def folder(self, tick: str) -> Storage:
-        """Everything that a tick leaves."""
+        """The folder with all files of a tick."""
         return self.registry.storage / "retraining" / self.registry.model / tick
 
     def past(self) -> Past:
-        """As the newest ended tick left it."""
+        """The state after the last ended tick."""
         return Past(**self._past.read_json(default={}))
 
     def tick(self, name: str) -> Tick | None:
-        """A tick by its name, None if there was none."""
+        """The tick with this name, or None."""
         written = (self.folder(name) / "journal.json").read_json(default=None)
         return None if written is None else Tick(**written)
 
@@ -100,11 +100,11 @@ class Journal:
         (self.folder(tick.name) / "journal.json").write_json(asdict(tick))
 
     def write_past(self, past: Past) -> None:
-        """Replace what ended ticks leave."""
+        """Replace the state carried over from ended ticks."""
         self._past.write_json(asdict(past))
 
     def begin(self, name: str | None) -> Tick:
-        """The unfinished tick, begun once more; else one that ended under ``name``; else a new one."""
+        """Resume the unfinished tick, else return the tick named ``name``, else start a new one."""
         if name is not None:
             _check_name(name)
         past = self.past()
@@ -120,14 +120,14 @@ class Journal:
         return tick
 
     def advance(self, tick: Tick, facts: dict[str, Any]) -> Tick:
-        """The step is done: its facts are written down, and the next one is due."""
+        """Record the results of the completed step and move on to the next."""
         following = STEPS[STEPS.index(tick.step) + 1]
         tick = replace(tick, step=following, attempts=1, facts=tick.facts | facts)
         self.write(tick)
         return tick
 
     def end(self, tick: Tick, outcome: Outcome, reason: str) -> Tick:
-        """The tick is over. Written to its own journal first, so that what it leaves is left once."""
+        """End the tick. Its own journal is written first, so the carried-over state is updated only once."""
         if tick.ended is None:
             tick = replace(tick, ended=time.time(), outcome=outcome, reason=reason)
             self.write(tick)

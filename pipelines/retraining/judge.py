@@ -1,4 +1,4 @@
-"""Champion and challenger on the same images of this night: features, comparison, cost, and every rule."""
+"""Judge champion and challenger on the same current images: features, comparison, cost and all rules."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from pipelines.runs.networks import load_network
 from pipelines.runs.run import Run
 
 ROUNDS = 7
-"""Timed batches of each network, in turn; the first of each is not counted."""
+"""Timed batches per network, interleaved; the first of each is not counted."""
 
 
 SHOWN_RULES = 4
-"""In a line."""
+"""Rules listed in a one-line reason."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def judge(
 ) -> dict[str, Any]:
     """The decision as plain JSON types, inside an open Ray session. champion: the untrained network if there is none.
 
-    frozen: places among the test images, and records, of the frozen list; the other test images are the newest.
+    frozen: positions among the test images, and records, of the frozen list; the other test images are the newest.
     Raises TrainingError when the challenger's features are not finite.
     """
     features = [_features(model, data, recipe) for model in (champion, challenger)]
@@ -66,7 +66,7 @@ def judge(
     on_newest, note = None, ""
     try:
         on_newest = _compare(features, others, new_records, recipe)
-    except ProtocolError as error:  # too few people yet: shown, and no rule
+    except ProtocolError as error:  # too few identities yet: noted, without a rule
         note = error.message
     latencies = _latencies(champion, challenger, recipe)
     cost = Cost(size_mib(challenger.run, challenger.checkpoint), latencies[1] if latencies else None)
@@ -88,7 +88,7 @@ def judge(
 
 
 def broken_rules(decision: dict[str, Any]) -> str:
-    """The rules that do not hold, in words; empty if all do."""
+    """The failed rules in words; empty if all passed."""
     broken = [rule for rule in (Rule(**rule) for rule in decision["rules"]) if not rule.passed]
     lines = [
         f"{rule.name}{f' ({rule.note})' if rule.note else ''} is {rule.value:.4f}, limit {rule.limit:g}"
@@ -98,7 +98,7 @@ def broken_rules(decision: dict[str, Any]) -> str:
 
 
 def batch_latencies(networks: Sequence[ICRENetwork], batches: Sequence[torch.Tensor]) -> list[float]:
-    """Median milliseconds of each network for its batch (B, 3, H, W), measured in turn on the batches' device."""
+    """Median milliseconds per network for its batch (B, 3, H, W), interleaved, on the batches' device."""
     times: list[list[float]] = [[] for _ in networks]
     with torch.inference_mode():
         for _ in range(ROUNDS):
@@ -113,7 +113,7 @@ def batch_latencies(networks: Sequence[ICRENetwork], batches: Sequence[torch.Ten
 
 
 def _features(model: Model, data: PreparedData, recipe: config.Recipe) -> torch.Tensor:
-    """(n, D) of all test images, at the size that the model was trained with. Not kept: images grow every night."""
+    """(n, D) features of all test images at the model's training size. Not cached: images grow every night."""
     return embed(model.run.location.url, model.checkpoint, data, SPLIT, _sized(recipe, model.run))
 
 

@@ -1,9 +1,9 @@
-"""The registry: which model is in service, which were before, and their weights.
+"""The model registry: the model in service, its predecessors, and their weights.
 
 ``<storage>/registry/<model>/history/000001.json …``  promotions and rollbacks; the newest one names the champion
 ``<storage>/registry/<model>/models/<run>-<step>-<sha>/``  a copy of each promoted checkpoint, laid out as a run folder
 
-The copy is made before the entry: what an entry names is there, whatever becomes of the run. Copies are never removed.
+The copy precedes the entry, so the weights of an entry exist even if the run is removed. Copies are never removed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.storage import Storage
 from pipelines.storage.log import Log
 
 CLASSES = "classes.json"
-"""In the run folder of a challenger: ``classes``, by label, and ``seen``, all identities its weights ever learnt."""
+"""File in a challenger's run folder: ``classes`` by label, and ``seen``, all identities its weights were trained on."""
 BEST = "best"
 
 
@@ -34,7 +34,7 @@ class PromotionConflictError(UserError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a model's history. ``origin`` is the number of the promotion whose weights are meant."""
+    """One entry of a model's history. ``origin`` is the number of the promotion that introduced its weights."""
 
     number: int
     kind: Literal["promote", "rollback"]
@@ -46,7 +46,7 @@ class Entry:
     sha256: str
     origin: int
     previous: int
-    """Origin of the champion that was replaced when these weights were promoted; 0 for the first ones."""
+    """Origin of the champion replaced when these weights were promoted; 0 for the first ones."""
     decision: Mapping[str, Any] | None = None
 
 
@@ -59,30 +59,30 @@ class Registry:
 
     @property
     def location(self) -> Storage:
-        """Where everything about the model is."""
+        """The model's folder."""
         return self.storage / "registry" / self.model
 
     @property
     def history(self) -> Log:
-        """Promotions and rollbacks."""
+        """Log of promotions and rollbacks."""
         return Log(self.location / "history")
 
     @property
     def frozen(self) -> Log:
-        """Lists of test images that models are compared on; the newest counts."""
+        """Lists of test images for comparing models; the newest applies."""
         return Log(self.location / "frozen")
 
     @property
     def lease(self) -> Log:
-        """Of the tick that works on this model."""
+        """The lease of the tick that works on this model."""
         return Log(self.location / "lease")
 
     def newest(self) -> int:
-        """Number of the newest entry, 0 for a model without any."""
+        """Number of the newest entry, or 0 without any."""
         return self.history.newest()
 
     def entry(self, number: int) -> Entry:
-        """Raises UserError for a number that is not in the history."""
+        """The entry with this number. Raises UserError if it is not in the history."""
         known = self.history.numbers()
         if number not in known:
             raise UserError(
@@ -92,20 +92,20 @@ class Registry:
         return Entry(number=number, **self.history.read(number))
 
     def entries(self) -> list[Entry]:
-        """Oldest first."""
+        """All entries, oldest first."""
         return [Entry(number=number, **self.history.read(number)) for number in self.history.numbers()]
 
     def champion(self) -> Entry | None:
-        """The entry whose weights serve now; None before the first promotion."""
+        """The entry in service; None before the first promotion."""
         newest = self.newest()
         return self.entry(newest) if newest else None
 
     def weights(self, entry: Entry) -> Run:
-        """The copy of an entry's checkpoint, ``best`` of a folder that is read as a run's."""
+        """The copy of an entry's checkpoint: ``best`` of a folder with a run's layout."""
         return Run(self.location / "models" / entry.folder)
 
     def verify(self, entry: Entry) -> None:
-        """Raises WeightsError unless the copy's weights have the SHA-256 of the entry. Reads them whole."""
+        """Raises WeightsError unless the SHA-256 of the copy's weights, which are read in full, matches the entry."""
         path = self.weights(entry).location / "checkpoints" / entry.checkpoint / checkpoint.NETWORK
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
         if found != entry.sha256:
@@ -116,10 +116,10 @@ class Registry:
             )
 
     def promote(self, run: Run, name: str, *, after: int, by: str, decision: Mapping[str, Any] | None = None) -> Entry:
-        """Put the checkpoint ``name`` of ``run`` in service, if entry ``after`` still is the newest (0: none yet).
+        """Put the checkpoint ``name`` of ``run`` in service, if entry ``after`` is still the newest (0: none yet).
 
-        Raises PromotionConflictError if it is not, DataError or WeightsError for a checkpoint that is missing or
-        damaged; the registry is then as it was.
+        Raises PromotionConflictError if it is not, DataError or WeightsError for a missing or damaged checkpoint; the
+        registry is then unchanged.
         """
         champion = self.entry(after) if after else None
         folder, step, sha256 = self._copy(run, name)
@@ -140,10 +140,10 @@ class Registry:
         )
 
     def rollback(self, *, to: int | None = None, by: str) -> Entry:
-        """Serve the weights of entry ``to`` again; None: those that the champion replaced when it was promoted.
+        """Return the weights of entry ``to`` to service; None: those the champion replaced when it was promoted.
 
-        Raises UserError when there are none, WeightsError when theirs are corrupted too, PromotionConflictError when
-        something was promoted meanwhile.
+        Raises UserError when there are none, WeightsError when theirs are corrupted too, PromotionConflictError after a
+        concurrent promotion.
         """
         champion = self.champion()
         if champion is None:
@@ -172,9 +172,9 @@ class Registry:
         return entry
 
     def _copy(self, run: Run, name: str) -> tuple[str, str, str]:
-        """Copy what serving and warm starts need; the folder, the step's folder and the SHA-256 of the weights.
+        """Copy what serving and warm starts need; returns the folder, the step folder and the SHA-256 of the weights.
 
-        ``checkpoints/best`` is written last, so a copy that was interrupted is made again.
+        ``checkpoints/best`` is written last, so an interrupted copy is made again.
         """
         with run.checkpoint(name) as (local, meta), tempfile.TemporaryDirectory(prefix="icre-registry-") as scratch:
             described = meta["files"][checkpoint.NETWORK]
@@ -209,11 +209,11 @@ def models(storage: Storage) -> list[str]:
 
 
 def learnt(run: Run) -> dict[str, Any]:
-    """``classes``: training identities by label, None if unknown; ``seen``: all that the weights ever learnt."""
+    """``classes``: training identities by label, None if unknown; ``seen``: all identities ever trained on."""
     content: dict[str, Any] | None = (run.location / CLASSES).read_json(default=None)
     if content is not None:
         return content
-    from pipelines.data.prepared import open_data  # pyarrow: not for those who only look a model up
+    from pipelines.data.prepared import open_data  # imports pyarrow, which looking up a model does not need
 
     try:
         data = open_data(run.recipe)
@@ -225,6 +225,6 @@ def learnt(run: Run) -> dict[str, Any]:
 
 
 def _holds(copy: Run, step: str, described: dict[str, Any]) -> bool:
-    """Whether the copy's weights have the size and the SHA-256 that they should."""
+    """Whether the copy's weights have the expected SHA-256."""
     path = copy.location / "checkpoints" / step / checkpoint.NETWORK
     return path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == described["sha256"]

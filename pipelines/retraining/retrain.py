@@ -1,4 +1,4 @@
-"""One tick under its lease, from what is new to what is published of it."""
+"""Run one tick under its lease and publish its metrics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pipelines.storage import Storage
 
 
 def retrain(recipe: config.Recipe, name: str | None = None) -> Outcome:
-    """Run one tick to its end and tell its outcome to Prometheus. Raises the IcreError that stopped it.
+    """Run one tick to its end and publish its outcome to Prometheus. Raises the IcreError that stopped it.
 
-    name: of the tick; one that has ended under this name is told again, and nothing is done.
+    name: the tick's name; for a tick that already ended, its outcome is published again and nothing else is done.
     """
     registry = Registry(Storage(recipe.storage), recipe.name)
     journal = Journal(registry)
@@ -47,7 +47,7 @@ def retrain(recipe: config.Recipe, name: str | None = None) -> Outcome:
 
 
 def plan(recipe: config.Recipe) -> str:
-    """What a tick would do, and from what state."""
+    """The current state, and what a tick would do."""
     registry = Registry(Storage(recipe.storage), recipe.name)
     journal = Journal(registry)
     champion, past = registry.champion(), journal.past()
@@ -75,7 +75,7 @@ def _say_end(journal: Journal, tick: Tick) -> None:
 
 
 def _tell(journal: Journal, recipe: config.Recipe, name: str | None, outcome: Outcome, seconds: float) -> None:
-    """Metrics to the tick's folder and to the Pushgateway, as far as either can be reached."""
+    """Write metrics to the tick's folder and the Pushgateway, if they can be reached."""
     model = journal.registry.model
     known = TickSummary(outcome, seconds)
     with warned_of(StorageError):

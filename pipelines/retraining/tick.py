@@ -1,4 +1,4 @@
-"""A tick: steps over a journal. Each step may run twice, and what it did the first time is found, not done again."""
+"""A tick runs its steps over a journal. Steps may run twice; the second time they reuse results of the first."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Facts = dict[str, Any]
 
 
 class End(Exception):  # noqa: N818
-    """A step found that the tick is over."""
+    """Raised by a step to end the tick."""
 
     def __init__(self, outcome: Outcome, reason: str) -> None:
         super().__init__(reason)
@@ -39,7 +39,7 @@ class End(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Work:
-    """What every step may look at."""
+    """Context of a step."""
 
     recipe: config.Recipe
     registry: Registry
@@ -48,22 +48,22 @@ class Work:
 
     @property
     def facts(self) -> Facts:
-        """Of the steps before."""
+        """Results of the previous steps."""
         return self.tick.facts
 
     @property
     def run(self) -> Run:
-        """The challenger's."""
+        """The challenger's run."""
         return challenger.run_of(self.recipe, self.tick.name)
 
     @property
     def champion(self) -> Run | None:
-        """The copy of the weights that were in service when the tick looked."""
+        """The copy of the weights in service when the tick looked them up."""
         number = self.facts["champion"]
         return self.registry.weights(self.registry.entry(number)) if number else None
 
     def data(self) -> PreparedData:
-        """The data set that the tick prepared. Raises DataError when it was prepared again since."""
+        """The data set the tick prepared. Raises DataError when it was prepared again since."""
         data = open_data(self.recipe)
         if data.hash != self.facts["data"]:
             raise DataError(
@@ -74,10 +74,10 @@ class Work:
 
 
 def run_tick(work: Work, lease: Lease) -> Tick:
-    """Do what is left of the tick and end it.
+    """Complete the remaining steps of the tick and end it.
 
-    Raises the IcreError that stopped it. What may pass (the storage, a stop that was asked for) leaves the tick
-    unfinished, for the next command to go on with; anything else ends it as failed.
+    Raises the IcreError that stopped it. Transient causes (storage, lost lease, requested stop) leave the tick
+    unfinished for the next command to resume; anything else ends it as failed.
     """
     if work.tick.ended is not None:
         return _told_again(work)
@@ -101,7 +101,7 @@ def run_tick(work: Work, lease: Lease) -> Tick:
 
 
 def _told_again(work: Work) -> Tick:
-    """A tick that ended before, maybe just before its command was killed: what it leaves is left, nothing else done."""
+    """Complete the bookkeeping of an ended tick, whose command may have been killed just after, and do nothing else."""
     tick = work.tick
     assert tick.outcome is not None
     work.journal.end(tick, tick.outcome, tick.reason)
@@ -137,7 +137,7 @@ def _prepare(work: Work) -> Facts:
 
 
 def _compare(work: Work) -> Facts:
-    """What is new since the tick that was judged last. Raises WeightsError for a champion that is corrupted."""
+    """Count new images since the last judged tick. Raises WeightsError for a corrupted champion."""
     data, settings, past = work.data(), work.recipe.retrain, work.journal.past()
     champion = work.registry.champion()
     if champion is not None:
@@ -193,12 +193,12 @@ def _judge(work: Work) -> Facts:
 
 
 def _promote(work: Work) -> Facts:
-    """Through the registry's compare-and-swap: the champion must still be the one that was compared with."""
+    """Promote through the registry's compare-and-swap: the champion must still be the compared one."""
     if not work.facts["passed"]:
         return {}
     by, after = f"tick {work.tick.name}", work.facts["champion"]
     ours = [entry for entry in work.registry.entries()[after:] if entry.by == by]
-    if ours:  # before the command was killed
+    if ours:  # promoted before the command was killed
         return {"promoted": ours[0].number}
     decision = (work.journal.folder(work.tick.name) / DECISION).read_json()
     kept = {key: decision[key] for key in ("metric", "champion", "challenger", "rules")}

@@ -1,4 +1,4 @@
-"""What a tick tells: metrics for Prometheus, and a page for people."""
+"""Outputs of a tick: Prometheus metrics and an HTML report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAMES: Mapping[Outcome, str] = {
     "failed": "failed",
     "busy": "another tick is running",
 }
-"""As the last line of the command says them."""
+"""Outcomes as printed in the last line of the command."""
 HELP = {
     "icre_retrain_last_tick_timestamp_seconds": "Unix time at which a tick ended, however it did.",
     "icre_retrain_last_success_timestamp_seconds": "Unix time at which a tick ended in order, with or without a "
@@ -45,7 +45,7 @@ HELP = {
 
 @dataclass(frozen=True)
 class TickSummary:
-    """What is known when a command ends; None where the storage did not say."""
+    """Information available when a command ends; None where the storage could not be read."""
 
     outcome: Outcome
     seconds: float
@@ -56,7 +56,7 @@ class TickSummary:
 
 
 def metrics_of(model: str, told: TickSummary) -> CollectorRegistry:
-    """Every metric that has a value; the label ``model`` is on all of them."""
+    """All metrics that have a value, each with the label ``model``."""
     found = CollectorRegistry()
 
     def gauge(name: str, value: float | None, **labels: str) -> None:
@@ -82,18 +82,18 @@ def metrics_of(model: str, told: TickSummary) -> CollectorRegistry:
 
 
 def promoted_at(registry: Registry) -> float | None:
-    """Unix time of the newest promotion; a rollback is none."""
+    """Unix time of the newest promotion; rollbacks do not count."""
     times = [entry.time for entry in registry.entries() if entry.kind == "promote"]
     return datetime.fromisoformat(times[-1]).timestamp() if times else None
 
 
 def as_text(metrics: CollectorRegistry) -> str:
-    """Prometheus's text format."""
+    """Metrics in Prometheus's text format."""
     return generate_latest(metrics).decode()
 
 
 def push(url: str, metrics: CollectorRegistry, model: str) -> None:
-    """Add to what the Pushgateway knows of the model; what cannot be reached is a warning."""
+    """Add the model's metrics to the Pushgateway; an unreachable Pushgateway causes a warning."""
     try:
         pushadd_to_gateway(url, job=JOB, registry=metrics, grouping_key={"model": model}, timeout=PUSH_TIMEOUT_S)
     except (OSError, HTTPException) as error:
@@ -101,7 +101,7 @@ def push(url: str, metrics: CollectorRegistry, model: str) -> None:
 
 
 def page(model: str, tick: Tick, decision: Mapping[str, Any] | None) -> str:
-    """The tick as one HTML file that needs no network."""
+    """The tick as one HTML file that works offline."""
     environment = Environment(
         loader=PackageLoader("pipelines.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

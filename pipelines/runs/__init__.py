@@ -1,1 +1,1 @@
-"""The run folder: opening it, its networks, its provenance, and the lease on it."""
+"""Run folders: access, networks, provenance and leases."""

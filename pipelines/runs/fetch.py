@@ -1,4 +1,4 @@
-"""Brings a weights file to this machine, from wherever the recipe says it is."""
+"""Fetch a weights file from the recipe's location to this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMEOUT_S = 60
 def fetch(location: str, folder: Path) -> Path:
     """A local file with the content of ``location``: a path (used in place), https:// or s3:// (into ``folder``).
 
-    Raises WeightsError or StorageError when it cannot be had.
+    Raises WeightsError or StorageError if it cannot be fetched.
     """
     local = folder / (location.rstrip("/").rpartition("/")[2] or "weights")
     if location.startswith(("https://", "http://")):

@@ -1,8 +1,8 @@
-"""Who may work on a model: at most one holder at a time, and nobody waits for ever for one that was killed.
+"""A renewable lease: at most one holder per model; it expires if the holder dies.
 
-Taking the lease appends to a log, so of any number of takers one wins, also when all of them saw it expire. The holder
-overwrites its own entry now and then; an entry that is older than its term counts for nothing. Terms are compared with
-this machine's clock: clocks should agree to a few seconds, and the term should be minutes.
+Taking the lease appends to a log, so exactly one of any number of takers wins, even if all of them saw it expire. The
+holder periodically overwrites its own entry; an entry older than its term is void. Terms are compared with this
+machine's clock: clocks should agree to a few seconds, and the term should be minutes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pipelines.runtime.console import print_warning
 from pipelines.storage.log import Log
 
 RENEWALS = 4
-"""In one term: the holder may miss some."""
+"""Renewals per term; the holder may miss some."""
 KEPT = 100
-"""Entries of former holders; so many that no taker can be that far behind."""
+"""Entries of former holders that are kept; no taker can be that far behind."""
 
 
 class LeaseLostError(IcreError):
-    """Another holder took over while this one still worked."""
+    """Another holder took over while this one was still working."""
 
 
 @dataclass
 class Lease:
-    """Held by this process from :func:`hold` on."""
+    """A lease held by this process, from :func:`hold`."""
 
     log: Log
     number: int
@@ -40,7 +40,7 @@ class Lease:
     over: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
-        """Raises LeaseLostError when somebody else took the lease over, as may be after a long outage."""
+        """Raises LeaseLostError if another holder took over the lease, as can happen after a long outage."""
         newest = self.log.newest()
         if newest != self.number:
             raise LeaseLostError(
@@ -49,7 +49,7 @@ class Lease:
             )
 
     def renew_until_over(self) -> None:
-        """Body of the renewing thread."""
+        """Body of the renewal thread."""
         while not self.over.wait(self.term_s / RENEWALS):
             try:
                 self._write(expires=time.time() + self.term_s)
@@ -57,7 +57,7 @@ class Lease:
                 print_warning(f"the lease could not be renewed: {error.message}")
 
     def release(self) -> None:
-        """Let the next one in at once."""
+        """Expire the lease immediately."""
         self._write(expires=0.0)
 
     def _write(self, *, expires: float) -> None:
@@ -66,7 +66,7 @@ class Lease:
 
 @contextlib.contextmanager
 def hold(log: Log, *, term_s: float) -> Iterator[Lease | None]:
-    """The lease while the body runs, or None when somebody else has it."""
+    """The lease while the body runs, or None if it is already held."""
     newest = log.newest()
     free = newest == 0 or log.read(newest)["expires"] <= time.time()
     if not free or not log.append(_entry(time.time() + term_s), after=newest):
@@ -84,19 +84,19 @@ def hold(log: Log, *, term_s: float) -> Iterator[Lease | None]:
         renewing.join()
         try:
             lease.release()
-        except StorageError as error:  # it expires by itself; what ended the body matters more
+        except StorageError as error:  # it expires anyway; an error of the body matters more
             print_warning(f"the lease could not be released: {error.message}")
 
 
 def holder(log: Log) -> str | None:
-    """Who holds the lease now, in words; None when nobody does."""
+    """The current holder as text; None if there is none."""
     newest = log.newest()
     entry = log.read(newest) if newest else {"expires": 0.0}
     return _owner(entry) if entry["expires"] > time.time() else None
 
 
 def who() -> str:
-    """This process, for a person who looks for it."""
+    """User, host and process id of this process, as text."""
     user = os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}, process {os.getpid()}"
 

@@ -1,4 +1,4 @@
-"""The network of a run: as it was before the first step, or as one of the run's checkpoints holds it."""
+"""The network of a run: untrained, or from one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def initial_network(recipe: config.Recipe, *, classes: int) -> ICRENetwork:
 def load_network(run_url: str, name: str) -> tuple[ICRENetwork, dict[str, Any]]:
     """The network of a checkpoint, completely loaded, and the checkpoint's name, step and checksum.
 
-    name: ``best``, ``last``, ``step-…`` or ``untrained``. Plain arguments, so that a worker can call it anywhere.
+    name: ``best``, ``last``, ``step-…`` or ``untrained``. The arguments are plain strings, so any worker can call it.
     """
     run = Run(Storage(run_url))
     recipe = run.recipe
@@ -34,7 +34,7 @@ def load_network(run_url: str, name: str) -> tuple[ICRENetwork, dict[str, Any]]:
         network = initial_network(recipe, classes=run.manifest["data"]["classes"])
         return network, {"name": name, "step": 0, "sha256": None}
     with run.checkpoint(name) as (folder, meta):
-        # The pretrained weights of the recipe would be overwritten at once, so they are not fetched.
+        # The recipe's pretrained weights are not fetched: they would be overwritten.
         network = build_network(recipe, classes=meta["classes"])
         checkpoint.load_network(network, folder)
     step = checkpoint.progress_of(meta).step

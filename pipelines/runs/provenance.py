@@ -1,4 +1,4 @@
-"""What a reader needs to trust or repeat a run: code, command, packages, data, hardware, parents."""
+"""Provenance of a run: code, command, packages, data, hardware, parents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "ray", "pyarrow", "s3fs", "numpy", "pillow", "simplejpeg", 
 
 
 def provenance(recipe: config.Recipe, data: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a run's manifest.json that do not depend on its name."""
+    """Entries of a run's manifest.json that do not depend on its name."""
     return {
         "created": now(),
         "code": code_version(),
@@ -51,15 +51,15 @@ def code_version() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Of the machine this is called on."""
-    import torch  # whoever only looks at runs starts without it
+    """Architecture, CPUs and GPUs of this machine."""
+    import torch  # commands that only read runs do not need it
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"machine": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
 
 
 def now() -> str:
-    """UTC, ISO 8601 with microseconds, so that runs sort by their start."""
+    """Current UTC time in ISO 8601 with microseconds, so that runs sort by their start."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 

@@ -4,7 +4,7 @@ config.yaml  manifest.json  metrics.jsonl  status.json  checkpoints/{last,best,s
 features/  report/index.html  logs/
 
 ``checkpoints/last`` and ``checkpoints/best`` are one-line files that name a ``step-…`` folder: a single small
-object is replaced atomically everywhere, a folder is not.
+object can be replaced atomically everywhere, a folder cannot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipelines.runtime.console import print_warning
 from pipelines.storage import Storage
 
 UNTRAINED = "untrained"
-"""Name of the checkpoint that every run has: the weights before the first step, made anew from the recipe."""
+"""Name of the checkpoint that every run has: the weights before the first step, rebuilt from the recipe."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Run:
 
     @classmethod
     def named(cls, storage: str, name: str) -> Run:
-        """The run ``name`` in the storage at this URL, whether it has been started or not."""
+        """The run ``name`` in the storage at this URL, started or not."""
         return cls(runs_of(Storage(storage)) / name)
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.location.url.rstrip("/").rpartition("/")[2]
 
     @property
@@ -61,26 +61,26 @@ class Run:
 
     @property
     def state(self) -> str | None:
-        """running, finished, stopped, failed or pending, as last written; None for a run that has not started."""
+        """Last written state: running, finished, stopped, failed or pending; None for a run that has not started."""
         status = (self.location / "status.json").read_json(default=None)
         return None if status is None else str(status["state"])
 
     def write_status(self, state: str, **details: Any) -> None:
-        """state: running, finished, failed, stopped (in order, to go on later) or pending (until its sweep does)."""
+        """state: running, finished, failed, stopped (gracefully, to resume) or pending (until its sweep resumes)."""
         (self.location / "status.json").write_json({"state": state, "updated": now(), **details})
 
     def write_failure(self, error: IcreError, **details: Any) -> None:
-        """Why the run ended early, as its user may read it: status.json has message, hint and exit code apart."""
+        """Record for the user why the run ended early: message, hint and exit code, as separate keys of status.json."""
         state = "stopped" if isinstance(error, StoppedError) else "failed"
         self.write_status(state, error=error.message, hint=error.hint, exit_code=error.exit_code, **details)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl, oldest first; empty before the first was written."""
+        """Lines of metrics.jsonl, oldest first; empty before the first is written."""
         path = self.location / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def validations(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl that are validations."""
+        """Lines of metrics.jsonl of kind validation."""
         return [row for row in self.metrics() if row["kind"] == "validation"]
 
     def write_metrics(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -94,11 +94,11 @@ class Run:
         return path.read_text().strip() if path.exists() else None
 
     def point(self, name: str, step_folder: str) -> None:
-        """Let ``checkpoints/<name>`` name a checkpoint that is completely written."""
+        """Point ``checkpoints/<name>`` to a completely written checkpoint."""
         (self.location / "checkpoints" / name).write_text(step_folder + "\n")
 
     def remove_checkpoints(self, *, but: Collection[str | None]) -> None:
-        """Remove every ``step-…`` folder except ``but``; its metadata first, so that no half is ever read."""
+        """Remove every ``step-…`` folder except ``but``, metadata first, so that no partial checkpoint is read."""
         folder = self.location / "checkpoints"
         for name in folder.list():
             if name.startswith("step-") and name not in but:
@@ -127,9 +127,9 @@ class Run:
     def newest_checkpoint(
         self, warn: Callable[[str], None] = print_warning
     ) -> Iterator[tuple[Path, dict[str, Any]] | None]:
-        """The checkpoint that training goes on from: ``last``, or the newest intact one before it; None before any.
+        """The checkpoint to resume training from: ``last``, or the newest intact one before it; None before any.
 
-        A damaged one is passed over with a warning. Raises WeightsError when there are checkpoints and all are damaged.
+        A damaged one is skipped with a warning. Raises WeightsError if there are checkpoints and all are damaged.
         """
         last = self.reference("last")
         if last is None:
@@ -152,7 +152,7 @@ class Run:
 
 
 def runs_of(storage: Storage) -> Storage:
-    """Where runs live."""
+    """Location of all runs."""
     return storage / "runs"
 
 
@@ -164,10 +164,10 @@ def create_run(
     data_url: str,
     lineage: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A new run folder with config.yaml and manifest.json. Raises UserError when the name is taken.
+    """A new run folder with config.yaml and manifest.json. Raises UserError if the name is taken.
 
-    data: the manifest of the data set that the run trains on, which is at ``data_url``.
-    lineage: further entries of the run's manifest; its ``parents`` are added to the data set.
+    data: the manifest of the data set at ``data_url``, on which the run trains.
+    lineage: further entries of the run's manifest; its ``parents`` are listed after the data set.
     """
     name = name or f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     run = Run.named(recipe.storage, name)
@@ -184,7 +184,7 @@ def create_run(
 
 
 def open_run(storage: Storage, name: str) -> Run:
-    """An existing run; ``latest`` is the one that was started last. Raises DataError when there is none."""
+    """An existing run; ``latest`` is the most recently started. Raises DataError if there is none."""
     found = newest_first(storage)
     if name == "latest" and found:
         return found[0]
@@ -198,7 +198,7 @@ def open_run(storage: Storage, name: str) -> Run:
 
 
 def newest_first(storage: Storage) -> list[Run]:
-    """All runs, the one that was started last first."""
+    """All runs, most recently started first."""
     folder = runs_of(storage)
     names = folder.list()
     started = [Run(folder / n) for n in names if (folder / n / "manifest.json").exists()]

@@ -1,1 +1,1 @@
-"""What surrounds the work of a verb: the command line, progress lines and the Ray session."""
+"""Runtime shared by all verbs: the command line, progress lines and the Ray session."""

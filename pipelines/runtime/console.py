@@ -1,4 +1,4 @@
-"""Lines for people on standard error; standard output holds results only."""
+"""Messages to the user on standard error; standard output is for results only."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from icre.errors import IcreError
 
 
 def say(message: str) -> None:
-    """A line of progress: standard error, so that standard output holds results only."""
+    """Print a message on standard error."""
     print(message, file=sys.stderr, flush=True)
 
 
 def print_warning(message: str) -> None:
-    """On standard error, which for a worker is its log."""
+    """Print a warning on standard error, which for a worker is its log."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def warned_of(kind: type[IcreError]) -> Iterator[None]:
-    """An error of ``kind`` in the body is a warning: for what must not hide, or stop, something more important."""
+    """Downgrade errors of ``kind`` in the body to warnings, for best-effort side effects."""
     try:
         yield
     except kind as error:

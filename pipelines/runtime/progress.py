@@ -1,6 +1,6 @@
-"""How far a piece of work is, on standard error until it is done.
+"""Progress of a piece of work, on standard error until it is done.
 
-A terminal has a line that is redrawn and then goes away; anything else gets a plain line every half minute.
+A terminal shows one line that is redrawn and finally removed; anything else gets a plain line every half minute.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ PLAIN_INTERVAL_S = 30.0
 POLL_INTERVAL_S = 0.5
 
 _silent_since = monotonic()
-"""When this process wrote its last plain line, or began; short pieces of work in a row are one silence."""
+"""Time of this process's last plain line, or of its start; short pieces of work in a row share one interval."""
 
 Advance = Callable[[int], None]
-"""Called with how much more is done."""
+"""Called with the additional amount done."""
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None = None, unit: str = "") -> Iterator[Advance]:
-    """Show how much of ``total`` is done, the rate and the time left; without a total, how long it takes so far."""
+    """Show how much of ``total`` is done, the rate and the time left; without a total, the elapsed time."""
     facts = _Facts(unit)
     bars = Progress(TextColumn("{task.description}"), BarColumn(20), facts, get_time=monotonic)
     task = bars.add_task(label, total=total)
@@ -38,9 +38,9 @@ def progress(label: str, total: int | None = None, unit: str = "") -> Iterator[A
 
 @contextlib.contextmanager
 def shown(line: Callable[[], str], *, drawn: RenderableType | None = None) -> Iterator[None]:
-    """Show ``line()``, which a thread calls twice a second and once at the end, until the body is done.
+    """Show ``line()`` until the body is done; a thread calls it twice a second and once at the end.
 
-    drawn: what a terminal shows in its place.
+    drawn: shown instead on a terminal.
     """
     done = threading.Event()
     thread = threading.Thread(target=_show, args=(line, drawn, done), daemon=True)
@@ -54,7 +54,7 @@ def shown(line: Callable[[], str], *, drawn: RenderableType | None = None) -> It
 
 def _show(line: Callable[[], str], drawn: RenderableType | None, done: threading.Event) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    # Standard output may be a file of results: what is printed there stays there.
+    # Standard output may be a file of results, so prints are not redirected.
     live = Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False)
     with live if console.is_interactive else contextlib.nullcontext():
         while True:
@@ -69,7 +69,7 @@ def _show(line: Callable[[], str], drawn: RenderableType | None, done: threading
 
 
 def _is_silent_for(seconds: float) -> bool:
-    """Whether a plain line is due; then the silence begins anew."""
+    """Whether a plain line is due; if so, the interval starts again."""
     global _silent_since
     now = monotonic()
     if now - _silent_since < seconds:
@@ -79,24 +79,24 @@ def _is_silent_for(seconds: float) -> bool:
 
 
 class _Facts(ProgressColumn):
-    """Done and total, rate, time left."""
+    """Column with the amount done, total, rate and time left."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
         self._unit = unit
 
     def render(self, task: Task) -> Text:
-        """The words as a terminal's column."""
+        """The text as a column of a terminal."""
         return Text(self.text(task))
 
     def text(self, task: Task) -> str:
-        """The words. Before anything is done, and where nobody knows the total, the time so far."""
+        """The text; before anything is done, or without a total, it has the elapsed time instead of the time left."""
         elapsed, done = task.elapsed or 0.0, task.completed
         so_far = f"{clock(elapsed)} so far"
         if task.total is None:
             return f"{done:,.0f} {self._unit}  {so_far}" if self._unit else so_far
         counts = f"{done:,.0f}/{task.total:,.0f} {self._unit}"
-        # The newest rate leaves out the start of processes; it takes two advances within half a minute to be known.
+        # The recent rate excludes the start of processes; it is known after two advances within half a minute.
         rate = task.speed or (done / elapsed if elapsed else 0.0)
         if not rate:
             return f"{counts}  {so_far}"

@@ -1,4 +1,4 @@
-"""A Ray session: the cluster the command runs on, or a local one that ends with it; quiet on the console."""
+"""A Ray session, quiet on the console: the cluster the command runs on, or a local one that ends with it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pipelines.runtime.console import warned_of
 from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
 
-# Ray reads these when it starts; what the user exported wins.
+# Read by Ray at its start; variables exported by the user take precedence.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
-    # Ray Train's controller looks for reports this often; the default of 2 s would stall every report.
+    # Interval at which Ray Train's controller polls for reports; the default of 2 s would stall every report.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -37,35 +37,35 @@ LOGS_COPIED = ("worker-*.err", "worker-*.out", "raylet.*", "gcs_server.*", "ray-
 
 
 MIN_LOGICAL_CPUS = 4
-"""On fewer, Ray warns on the console about the processes that fractional CPU requests bring."""
+"""With fewer, Ray warns on the console about the number of processes from fractional CPU requests."""
 
 
 @dataclass(frozen=True, order=True)
 class Demand:
-    """Logical CPUs that a verb needs at the same time; a local Ray is started with at least as many."""
+    """Logical CPUs that a verb needs concurrently; a local Ray is started with at least as many."""
 
     cpus: float
 
     @classmethod
     def of_training(cls, train: config.Train) -> Demand:
-        """Workers and their decode tasks."""
+        """Demand of workers and their decode tasks."""
         loaders = train.loaders * train.loader_cpus if train.cache == "encoded" else 0
         return cls(train.worker_range[1] * (train.cpus_per_worker + loaders))
 
     @classmethod
     def of_embedding(cls, evaluation: config.Evaluation) -> Demand:
-        """Embedding processes, and the tasks that read for them, which reserve a whole CPU."""
+        """Demand of embedding processes and of their read tasks, which reserve a whole CPU."""
         return cls(evaluation.workers * evaluation.cpus_per_worker + 1)
 
 
 @contextlib.contextmanager
 def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterator[None]:
-    """Connect to ``RAY_ADDRESS`` if set (as inside a Ray job), else start Ray here and stop it at the end.
+    """Connect to ``RAY_ADDRESS`` if set (as inside a Ray job), otherwise start a local Ray and stop it at the end.
 
-    Ray's own log lines go to ``logs/driver.log``; at the end of a local session its processes' logs are copied
-    there too. A session that is already open (the demo runs several verbs in one) is used as it is.
+    Ray's own log lines go to ``logs/driver.log``. At the end of a local session its processes' logs are copied to
+    ``logs`` too. A session that is already open (the demo runs several verbs in one) is reused.
 
-    dashboard: a Ray that is started here has one, which also tells Prometheus where its nodes are; it takes seconds.
+    dashboard: start a local Ray with its dashboard, which also lists its nodes for Prometheus; this takes seconds.
     """
     logs.mkdir(parents=True, exist_ok=True)
     with _log_to(logs / "driver.log"), _native_stderr_to(logs / "driver.err"), ray_messages_to(logs / "driver.out"):
@@ -77,7 +77,7 @@ def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterat
         attached = bool(os.environ.get("RAY_ADDRESS"))
         started: dict[str, Any] = {}
         if not attached:
-            # Without this, Ray would join whatever cluster was started last on this machine.
+            # Without this, Ray would join the cluster last started on this machine.
             started["address"] = "local"
             started["include_dashboard"] = dashboard
             started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus), MIN_LOGICAL_CPUS)
@@ -86,14 +86,14 @@ def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterat
             session: Any = ray.init(**quiet, **started)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        # The newer reader of Parquet starts 32 processes for the footers, whatever there is to read: on two cores that
-        # takes longer than the embedding of a small data set.
+        # The newer Parquet reader always starts 32 processes for the footers; on two cores that takes longer than
+        # embedding a small data set.
         context.use_datasource_v2 = False
         try:
             yield
         finally:
             folder = Path(session.address_info["session_dir"]) / "logs"
-            # What Ray held back because it had said the like before, it says now, and in this thread.
+            # Ray now prints the messages it held back as duplicates, and does so in this thread.
             with (logs / "driver.out").open("a") as file, contextlib.redirect_stdout(file):
                 ray.shutdown()
             if not attached:
@@ -102,7 +102,7 @@ def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterat
 
 @contextlib.contextmanager
 def ray_session_for(folder: Storage, demand: Demand, *, dashboard: bool = True) -> Iterator[None]:
-    """A Ray session whose logs end up in ``folder``/logs, also when the body raises."""
+    """A Ray session whose logs are uploaded to ``folder``/logs, even if the body raises."""
     with tempfile.TemporaryDirectory(prefix="icre-logs-") as scratch:
         try:
             with ray_session(Path(scratch), demand=demand, dashboard=dashboard):
@@ -113,16 +113,16 @@ def ray_session_for(folder: Storage, demand: Demand, *, dashboard: bool = True) 
 
 
 def upload_logs(scratch: Path, destination: Storage) -> None:
-    """Copy what a session left in its local log folder to a run's ``logs/``."""
+    """Copy the local log folder of a session to a run's ``logs/``."""
     for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
         (destination / path.relative_to(scratch).as_posix()).upload(path)
 
 
 @contextlib.contextmanager
 def _native_stderr_to(path: Path) -> Iterator[None]:
-    """Ray's C++ core writes to file descriptor 2 itself: let that be ``path``, and Python's stderr the console."""
+    """Redirect file descriptor 2, to which Ray's C++ core writes, to ``path``; Python's stderr stays the console."""
     if sys.stderr is not sys.__stderr__ or sys.stderr is None:
-        yield  # somebody else, a test runner for one, already has its hands on it
+        yield  # already redirected, for example by a test runner
         return
     console = sys.stderr
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=console.encoding, errors=console.errors)
@@ -140,7 +140,7 @@ def _native_stderr_to(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ray_messages_to(path: Path) -> Iterator[None]:
-    """Whatever Ray's own thread prints goes to ``path``: standard output holds results only."""
+    """Redirect the output of Ray's own thread to ``path``, as standard output is for results only."""
     if sys.stdout is not sys.__stdout__ or sys.stdout is None:
         yield  # as for stderr
         return
@@ -154,7 +154,7 @@ def ray_messages_to(path: Path) -> Iterator[None]:
 
 
 class _ByThread:
-    """Standard output, but for the thread in which Ray prints warnings about its own processes."""
+    """Standard output, except for the thread in which Ray prints warnings about its own processes."""
 
     def __init__(self, console: TextIO, file: TextIO) -> None:
         self._console, self._file = console, file

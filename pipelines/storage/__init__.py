@@ -1,4 +1,4 @@
-"""Whole objects on disk or in S3, by URL."""
+"""Storage of whole objects on disk or in S3, addressed by URL."""
 
 from pipelines.storage.storage import Storage
 

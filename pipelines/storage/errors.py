@@ -1,4 +1,4 @@
-"""What went wrong with a storage location, told to its user. Secrets never enter a message."""
+"""Errors of storage locations, explained to the user. Messages never contain secrets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StorageNotFoundError(StorageError):
 
 
 def error_code(error: BaseException) -> str:
-    """The S3 error code (``NoSuchBucket``, ...) behind an exception of s3fs or botocore; empty if none is."""
+    """The S3 error code (``NoSuchBucket``, ...) behind an exception of s3fs or botocore; empty if there is none."""
     cause: BaseException | None = error
     while cause is not None:
         response = getattr(cause, "response", None)
@@ -35,7 +35,7 @@ def error_code(error: BaseException) -> str:
 
 
 def explain(error: Exception, *, action: str, url: str) -> StorageError:
-    """The error for the user who tried to ``action`` (``read``, ``write``, ...) the location ``url``."""
+    """The error to show for a failed ``action`` (``read``, ``write``, ...) on the location ``url``."""
     code = error_code(error)
     if isinstance(error, FileNotFoundError) and action == "read" and code != "NoSuchBucket":
         return StorageNotFoundError(f"cannot read {url}: nothing is stored there", hint="check the location's spelling")
@@ -53,7 +53,7 @@ def _explain_local(error: Exception, what: str) -> StorageError:
 
 
 def _explain_remote(error: Exception, what: str, *, code: str, bucket: str) -> StorageError:
-    from botocore.exceptions import ConnectionError as EndpointError  # which a local location does without
+    from botocore.exceptions import ConnectionError as EndpointError  # not needed for local locations
     from botocore.exceptions import HTTPClientError, NoCredentialsError, PartialCredentialsError
 
     settings = (os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))

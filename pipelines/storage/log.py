@@ -1,7 +1,7 @@
 """An append-only log in storage: numbered JSON objects, each of which is created once.
 
-Creating number n + 1 is a compare-and-swap on "n is the newest": of all writers that saw n, exactly one succeeds. It
-needs no more of a store than that an object can be created unless it exists, and it keeps the history.
+Creating number n + 1 is a compare-and-swap on "n is the newest": of all writers that saw n, exactly one succeeds. The
+store only has to support creating an object unless it exists, and the history is kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Log:
     location: Storage
 
     def numbers(self) -> list[int]:
-        """The numbers that are there, ascending; files that are no entries are passed over."""
+        """Numbers of the existing entries, ascending; other files are ignored."""
         return sorted(int(match[1]) for name in self.location.list() if (match := re.fullmatch(r"(\d+)\.json", name)))
 
     def newest(self) -> int:
@@ -29,14 +29,14 @@ class Log:
         return max(self.numbers(), default=0)
 
     def read(self, number: int) -> dict[str, Any]:
-        """Raises StorageNotFoundError for a number that is not there."""
+        """Entry ``number``. Raises StorageNotFoundError if there is none."""
         entry: dict[str, Any] = self.path(number).read_json()
         return entry
 
     def append(self, entry: dict[str, Any], *, after: int) -> bool:
-        """Whether ``entry`` became number ``after`` + 1; False when somebody else's did."""
+        """Whether ``entry`` became number ``after`` + 1; False if another writer's did."""
         return self.path(after + 1).create((json.dumps(entry, indent=2) + "\n").encode())
 
     def path(self, number: int) -> Storage:
-        """Where an entry is."""
+        """Location of an entry."""
         return self.location / f"{number:06d}.json"

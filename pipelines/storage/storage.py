@@ -1,12 +1,15 @@
-"""Where runs, data sets and checkpoints live: a local directory or ``s3://bucket/prefix``, one interface.
+"""Storage of runs, data sets and checkpoints: one interface to a local directory or ``s3://bucket/prefix``.
 
 Credentials and the endpoint of an S3 store come from the environment, as botocore documents them
 (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_ENDPOINT_URL``, ``AWS_REGION``), never from the URL.
 
-Two promises hold on both kinds. A reader sees a whole object or none: local files are written beside their
-target, synced and renamed; S3 objects are put in one request. And whatever goes wrong with the location
-is a :class:`~icre.errors.StorageError` that says what to do. S3 requests are repeated for about a minute,
-so a store that restarts goes unnoticed; ``AWS_MAX_ATTEMPTS`` changes how often.
+Both kinds give two guarantees:
+
+- A reader sees a whole object or none. Local files are written next to their target, synced and renamed; S3 objects
+  are put in one request.
+- Every failure of the location is a :class:`~icre.errors.StorageError` with a hint.
+
+S3 requests are retried for about a minute, so a store's restart goes unnoticed; ``AWS_MAX_ATTEMPTS`` changes how often.
 """
 
 from __future__ import annotations
@@ -34,15 +37,15 @@ if TYPE_CHECKING:
 _ERROR: Any = object()
 _PARTIAL = ".partial"
 _WRITER = "icre-writer"
-_DELETE_LIMIT = 1000  # keys a DeleteObjects request
+_DELETE_LIMIT = 1000  # keys per DeleteObjects request
 
 
 @dataclass(frozen=True)
 class Storage:
-    """A location; ``storage / "runs/a"`` is one below it. Equal, hashed and pickled by its URL.
+    """A location; ``storage / "runs/a"`` is a location below it. Compared, hashed and pickled by URL.
 
     ``url`` is a local path (made absolute) or ``s3://bucket/prefix``. Raises :class:`StorageError` for
-    another scheme, a malformed bucket name, or an S3 URL that carries credentials or options.
+    another scheme, a malformed bucket name, or an S3 URL that contains credentials or options.
     """
 
     url: str
@@ -68,7 +71,7 @@ class Storage:
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """The last component of the path."""
         return self._path.rpartition("/")[2]
 
     # Whole objects
@@ -90,7 +93,7 @@ class Storage:
             raise StorageError(f"{self.url} is not UTF-8 text: {error}", hint="replace it by a text file") from error
 
     def read_json(self, *, default: Any = _ERROR) -> Any:
-        """The content as a JSON value; ``default``, where one is given, if there is no such object."""
+        """The content as a JSON value; ``default``, if given, when there is no such object."""
         try:
             return json.loads(self.read_text())
         except StorageNotFoundError:
@@ -101,7 +104,7 @@ class Storage:
             raise StorageError(f"{self.url} is not JSON: {error}", hint="write it again, or remove it") from error
 
     def write_bytes(self, data: bytes) -> None:
-        """Write or replace the object, whole or not at all; local parents are made."""
+        """Write or replace the object, whole or not at all; local parent directories are created."""
         with self._reported("write"):
             if self.is_remote:
                 self._fs.pipe_file(self._path, data)
@@ -118,12 +121,12 @@ class Storage:
         self.write_text(json.dumps(value, indent=2) + "\n")
 
     def create(self, data: bytes) -> bool:
-        """Write the object unless it exists: of any number of writers exactly one gets True."""
+        """Write the object unless it exists; of any number of writers, exactly one gets True."""
         with self._reported("create"):
             return self._create_remote(data) if self.is_remote else self._create_local(data)
 
     def upload(self, local: str | Path) -> None:
-        """Copy a local file here, whole or not at all, without reading it into memory as one piece."""
+        """Copy a local file here, whole or not at all, without reading all of it into memory."""
         if not Path(local).is_file():
             raise StorageNotFoundError(f"cannot upload {local}: there is no such file", hint="check the path")
         with self._reported("write"):
@@ -134,22 +137,22 @@ class Storage:
                     shutil.copyfile(local, partial)
 
     def download(self, local: str | Path) -> None:
-        """Copy the object to a local file, whole or not at all; parents are made."""
+        """Copy the object to a local file, whole or not at all; parent directories are created."""
         with self._reported("read"), _replacing(Path(local)) as partial:
             if self.is_remote:
                 self._fs.get_file(self._path, str(partial), max_concurrency=1)  # as in read_bytes
             else:
                 shutil.copyfile(self.url, partial)
 
-    # What is there
+    # Lookup and deletion
 
     def exists(self) -> bool:
-        """Whether there is an object here, or anything below."""
+        """Whether there is an object here or anything below."""
         with self._reported("look up"):
             return bool(self._fs.exists(self._path))
 
     def size(self) -> int:
-        """The object's size in bytes. Raises :class:`StorageNotFoundError` for nothing, or a directory."""
+        """Size in bytes. Raises :class:`StorageNotFoundError` for a directory, or if there is no object."""
         with self._reported("read"):
             found = self._fs.info(self._path)
             if found["type"] != "file":
@@ -157,7 +160,7 @@ class Storage:
             return int(found["size"])
 
     def list(self) -> builtins.list[str]:
-        """The names directly below, sorted; none if there is nothing."""
+        """The names directly below, sorted; empty if there is nothing."""
         with self._reported("list"):
             try:
                 paths = self._fs.ls(self._path, detail=False)
@@ -168,13 +171,13 @@ class Storage:
         return sorted(path.rstrip("/").rpartition("/")[2] for path in paths if self._is_shown(path))
 
     def walk_files(self) -> builtins.list[str]:
-        """The paths, relative to here, of all objects below, sorted; none if there is nothing."""
+        """The relative paths of all objects below, sorted; empty if there is nothing."""
         with self._reported("list"):
             paths = self._fs.find(self._path)
         return sorted(path[len(self._path) + 1 :] for path in paths if self._is_shown(path))
 
     def delete(self) -> None:
-        """Remove the object and everything below it; nothing happens if there is nothing."""
+        """Remove the object and everything below it; a no-op if there is nothing."""
         if "/" not in self._path.strip("/"):
             raise StorageError(f"will not delete all of {self.url}", hint="name a directory inside it")
         with self._reported("delete"):
@@ -187,26 +190,26 @@ class Storage:
             else:
                 path.unlink(missing_ok=True)
 
-    # For others
+    # Use by other libraries
 
     def arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """The pyarrow file system and the path in it, for Parquet and Ray's ``storage_filesystem``.
 
         Its streams commit what was written so far when their ``with`` block fails: for whole objects, write
-        to a buffer or a local file first. It keeps the retries of this module when pickled, pyarrow's own S3
-        file system does not.
+        to a buffer or a local file first. Unlike pyarrow's own S3 file system, it keeps the retries of this
+        module when pickled.
         """
-        import pyarrow.fs  # a command that only looks something up starts without it
+        import pyarrow.fs  # commands that only look something up do not need it
 
         if self.is_remote:
             return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._path
         return pyarrow.fs.LocalFileSystem(), self._path
 
     def check_writable(self) -> None:
-        """Write, read and delete a small object, to fail in seconds, not after hours of work.
+        """Write, read and delete a small object, to fail within seconds rather than after hours of work.
 
         Raises :class:`StorageError` for a missing bucket, refused keys, an unreachable endpoint, a directory
-        that cannot be written, or a path that is a file.
+        that is not writable, or a path that is a file.
         """
         fs = _filesystem(remote=self.is_remote, patient=False)
         probe, content = f"{self._path}/.icre-probe-{secrets.token_hex(8)}", b"icre"
@@ -221,11 +224,11 @@ class Storage:
                 f"{self.url} gave back {back!r} for {content!r}", hint="the store is damaged; use another"
             )
 
-    # How
+    # Internals
 
     @property
     def _path(self) -> str:
-        """The location as fsspec and pyarrow write it: without the scheme."""
+        """The location without the scheme, as fsspec and pyarrow write it."""
         return self.url.removeprefix("s3://")
 
     @property
@@ -234,7 +237,7 @@ class Storage:
 
     @contextmanager
     def _reported(self, action: str) -> Iterator[None]:
-        """Turn what fsspec, botocore and the operating system raise into errors for users."""
+        """Convert exceptions of fsspec, botocore and the operating system to errors for users."""
         try:
             yield
         except self._errors as error:
@@ -242,7 +245,7 @@ class Storage:
 
     @property
     def _errors(self) -> tuple[type[Exception], ...]:
-        """What goes wrong with the location, rather than with the program."""
+        """Exceptions caused by the location rather than by the program."""
         if not self.is_remote:
             return (OSError,)
         from pipelines.storage import s3
@@ -250,7 +253,7 @@ class Storage:
         return (OSError, *s3.ERRORS)
 
     def _is_shown(self, path: str) -> bool:
-        """Not the location itself, which S3 may list, and not a write in progress."""
+        """False for the location itself, which S3 may list, and for a write in progress."""
         return path.rstrip("/") != self._path and not path.endswith(_PARTIAL)
 
     def _create_local(self, data: bytes) -> bool:
@@ -271,7 +274,7 @@ class Storage:
         except OSError as error:
             if error_code(error) != "PreconditionFailed":
                 raise
-            # The object may be our own: of a request whose answer got lost and that was then repeated.
+            # The object may be our own, from a request that was retried because its answer got lost.
             return bool(self._fs.metadata(self._path).get(_WRITER) == writer)
         return True
 
@@ -285,17 +288,17 @@ class Storage:
             objects = [{"Key": name} for name in keys[first : first + _DELETE_LIMIT]]
             request = {"Objects": objects, "Quiet": True}
             answer = self._fs.call_s3("delete_objects", Bucket=bucket, Delete=request)
-            for failure in answer.get("Errors", []):  # s3fs' own rm() passes over them
+            for failure in answer.get("Errors", []):  # s3fs' own rm() ignores them
                 kind = PermissionError if failure["Code"] == "AccessDenied" else OSError
                 raise kind(f"{failure['Code']} for s3://{bucket}/{failure['Key']}")
-        # Some stores keep an emptied directory, under a key that ends in a slash.
+        # Some stores keep an emptied directory as a key that ends in a slash.
         folders = {key, *(name for name, kind in below.items() if kind == "directory")}
         for folder in sorted(folders, key=len, reverse=True):
             self._fs.call_s3("delete_object", Bucket=bucket, Key=f"{folder.rstrip('/')}/")
 
 
 def _normalised(url: str) -> str:
-    """The URL without trailing slashes, a local path made absolute. No message repeats a secret."""
+    """The URL without trailing slashes; a local path is made absolute. No message contains a secret."""
     scheme, mark, rest = url.partition(":/")
     if not url:
         raise StorageError("a storage location is empty", hint="name a directory, or s3://bucket/prefix")
@@ -322,7 +325,7 @@ def _normalised(url: str) -> str:
 
 @contextmanager
 def _partial(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` for its content to be; removed at the end."""
+    """A path next to ``target`` for its future content; removed at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{secrets.token_hex(8)}{_PARTIAL}"
     try:
@@ -333,7 +336,7 @@ def _partial(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """Like :func:`_partial`; what was written there becomes ``target`` if the block ends well."""
+    """Like :func:`_partial`; the file written there replaces ``target`` if the block succeeds."""
     with _partial(target) as partial:
         yield partial
         _sync(partial)
@@ -341,7 +344,7 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Wait until the file is on the disk: a rename may otherwise outlive, in a power cut, what it names."""
+    """Wait until the file is on disk: otherwise, after a power cut, a rename may survive without the content."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

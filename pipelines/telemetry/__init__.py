@@ -1,1 +1,1 @@
-"""What people watch while a run trains."""
+"""Telemetry of a run during training."""

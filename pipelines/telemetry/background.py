@@ -1,4 +1,4 @@
-"""A thread of its own for each place that a run is told to, so that training waits for none of them."""
+"""Background threads, one per telemetry sink, so that training waits for none of them."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ Row = Mapping[str, Any]
 """A line of metrics.jsonl, or ``{"kind": "checkpoint" | "restart", ...}``."""
 
 MAX_ROWS = 100_000
-"""Rows that wait for one place; beyond it the oldest are dropped and counted."""
+"""Rows waiting for one sink; beyond this the oldest are dropped and counted."""
 
 
 class TelemetryError(IcreError):
-    """A place that a run is told to does not answer, or cannot be used; never a reason to stop training."""
+    """A telemetry sink does not answer or cannot be used; never a reason to stop training."""
 
 
 class Sink(Protocol):
-    """One place. Its methods are called in one thread, and may take as long as they like.
+    """One telemetry sink. Its methods are called in one thread and may block.
 
-    They raise TelemetryError, StorageError or OSError for what is wrong outside.
+    They raise TelemetryError, StorageError or OSError for external failures.
     """
 
     label: str
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Tell ``rows``, oldest first, and whatever an earlier call could not."""
+        """Send ``rows``, oldest first, and any that an earlier call could not send."""
 
     def close(self, *, succeeded: bool) -> None:
-        """The run, or this attempt at it, is over."""
+        """Finish at the end of the run, or of this attempt at it."""
 
 
 class Background:
-    """Hands rows to a sink: when it is woken, every ``interval_s`` (None: only then), and at the end.
+    """Passes rows to a sink when woken, every ``interval_s`` (None: only when woken), and at the end.
 
-    What is wrong outside is one warning, and the next call tries again. A defect of ours ends the thread with its
-    traceback in the worker's log; the training goes on all the same.
+    External failures give one warning, and the next call tries again. A bug ends the thread with its traceback in the
+    worker's log; training continues.
     """
 
     def __init__(self, sink: Sink, *, interval_s: float | None, warn: Callable[[str], None]) -> None:
@@ -52,22 +52,22 @@ class Background:
         self._thread.start()
 
     def put(self, row: Row) -> None:
-        """Keep ``row`` until the sink takes it; never waits."""
+        """Queue ``row`` for the sink; never blocks."""
         self.dropped += len(self._rows) == MAX_ROWS
         self._rows.append(row)
 
     def wake(self) -> None:
-        """Let the sink take what there is."""
+        """Pass the queued rows to the sink now."""
         self._wake.set()
 
     def end(self, *, succeeded: bool) -> None:
-        """Let the sink take the rest and finish; :meth:`join` waits for it."""
+        """Pass the remaining rows to the sink and finish it; :meth:`join` waits for it."""
         self._succeeded = succeeded
         self._ending = True
         self._wake.set()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the sink to finish, and warn of what it could not tell."""
+        """Wait for the sink to finish, and warn about rows that were not sent."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             self._warn(f"{self._sink.label}: still busy when the training ended; what it was not told yet is lost")
@@ -79,7 +79,7 @@ class Background:
         while not ending:
             self._wake.wait(self._interval_s)
             self._wake.clear()
-            ending = self._ending  # before the rows are taken: all that were put before the end are among them
+            ending = self._ending  # read before the rows are taken, to include all that were put before the end
             self._guarded(self._sink.write, [self._rows.popleft() for _ in range(len(self._rows))])
         self._guarded(self._sink.close, succeeded=self._succeeded)
 

@@ -1,7 +1,7 @@
 """A run on an MLflow tracking server: the recipe as parameters, the scalars of TensorBoard as metrics.
 
-MLflow cannot take back a metric. So its run remembers, in a tag that is sent with the metrics, the last step of
-each kind that it has; an attempt that goes on from a checkpoint sends what is missing and nothing twice.
+MLflow cannot remove a metric. The last step of each kind is therefore stored in a tag that is sent with the metrics,
+and an attempt that resumes from a checkpoint sends what is missing and nothing twice.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from pipelines.telemetry.tensorboard import scalars, wall_time
 
 FILE = "mlflow.json"
 SENT = "icre.sent"
-ROWS_A_REQUEST = 50  # MLflow takes 1,000 metrics in one, and 100 parameters
+ROWS_A_REQUEST = 50  # MLflow accepts 1,000 metrics and 100 parameters per request
 PARAMS_A_REQUEST = 100
 
-# MLflow reads these when it is imported or sends; what the user exported wins.
+# Read by MLflow at import or when sending; variables exported by the user take precedence.
 _SETTINGS = {
-    # Of its own, seven tries of two minutes, a server that does not answer would keep a run from ending.
+    # With the default, seven attempts of two minutes, a server that does not answer would keep a run from ending.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    # It would report its use to its makers.
+    # MLflow would report its use to its developers.
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 
 class MLflow:
-    """The MLflow run that belongs to ``run``, made on the first call. ``history``: rows that the checkpoint holds."""
+    """The MLflow run that belongs to ``run``, created on the first call. ``history``: rows up to the checkpoint."""
 
     label = "MLflow"
 
@@ -47,7 +47,7 @@ class MLflow:
         self._id = ""
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Send ``rows`` and those that could not be sent before. Raises TelemetryError, StorageError."""
+        """Send ``rows`` and any that could not be sent before. Raises TelemetryError, StorageError."""
         self._unsent.extend(rows)
         with _explained(self._uri):
             if self._client is None:
@@ -56,13 +56,13 @@ class MLflow:
                 self._send(list(islice(self._unsent, ROWS_A_REQUEST)))
 
     def close(self, *, succeeded: bool) -> None:
-        """Say how this attempt ended; a later one lets the MLflow run go on."""
+        """Record how this attempt ended; a later attempt resumes the MLflow run."""
         if self._client is not None:
             with _explained(self._uri):
                 self._client.set_terminated(self._id, status="FINISHED" if succeeded else "FAILED")
 
     def _connect(self) -> Any:
-        """A client, its MLflow run going on or new, complete with parameters and tags."""
+        """A client whose MLflow run is resumed or new, with parameters and tags."""
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
@@ -70,7 +70,7 @@ class MLflow:
         self._id = self._known_id() or self._create(client)
         found = client.get_run(self._id)
         self._sent = json.loads(found.data.tags.get(SENT, "{}"))
-        # Written again, a parameter must have the same value; that of a run whose storage was moved has not.
+        # A parameter can only be rewritten with the same value, which differs if the run's storage was moved.
         missing = {k: str(v) for k, v in _leaves(self._recipe.to_dict()) if k not in found.data.params}
         params = [Param(key, value) for key, value in missing.items()]
         for first in range(0, len(params), PARAMS_A_REQUEST):
@@ -96,7 +96,7 @@ class MLflow:
         return run_id
 
     def _send(self, rows: Sequence[Row]) -> None:
-        """One request, then forget ``rows``, the oldest ones of those not sent."""
+        """Send ``rows``, the oldest unsent ones, in one request, then drop them."""
         from mlflow.entities import Metric, RunTag
 
         metrics, sent = [], dict(self._sent)
@@ -114,7 +114,7 @@ class MLflow:
 
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Make MLflow ready to be imported in the body, and its errors TelemetryErrors."""
+    """Prepare the import of MLflow in the body, and convert its errors to TelemetryErrors."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:

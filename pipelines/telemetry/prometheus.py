@@ -1,9 +1,9 @@
-"""What Prometheus sees of a training: live through Ray's agents, and a summary when it is over.
+"""Prometheus metrics of a training: live ones through Ray's agents, and a summary at the end.
 
-Live metrics go to the agent of the node that the worker runs on, which exports them with the prefix ``ray_``; Ray
-lists its agents in ``prom_metrics_service_discovery.json``, so a scrape finds the worker wherever it was restarted.
-An agent forgets a gauge within half a minute of its last set, so those of a dead worker are gone, and a worker that
-takes its place has series of its own: ``max by (run) (last_over_time(...[1d]))`` is a run's value, whoever reported it.
+Live metrics go to the agent of the worker's node, which exports them with the prefix ``ray_``. Ray lists its agents in
+``prom_metrics_service_discovery.json``, so a scrape finds the worker wherever it was restarted. An agent drops a gauge
+within half a minute of its last set, so those of a dead worker disappear, and its replacement has its own series:
+``max by (run) (last_over_time(...[1d]))`` is a run's value, regardless of the worker.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pipelines.telemetry.background import Row
 JOB = "icre_train"
 PUSH_TIMEOUT_S = 10.0
 TERMS = ("loss", "id", "icg", "triplet")
-"""What the names of the objective's terms begin with."""
+"""Prefixes of the names of the objective's terms."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name with its unit, as Prometheus advises; on Ray's agents it begins with ``ray_``."""
+    """A metric's name includes its unit, as Prometheus recommends; on Ray's agents it begins with ``ray_``."""
 
     name: str
     help: str
@@ -48,20 +48,20 @@ LIVE = {
         Metric("icre_train_data_wait_ratio", "Share of the newest steps' time spent waiting for data, 0 to 1."),
         Metric("icre_train_epoch", "Epoch in progress; the first is 1."),
         Metric("icre_train_step", "Optimiser steps taken since the start of the run."),
-        # A time, not an age: an age would stand still with the worker that reports it, and look young for ever.
-        # `time() - max by (run) (last_over_time(...[1d]))` grows, be the worker stuck, dead or gone with its node.
+        # A time, not an age: an age would stop growing with the worker that reports it and always look recent.
+        # `time() - max by (run) (last_over_time(...[1d]))` keeps growing if the worker hangs, dies or loses its node.
         Metric("icre_train_last_checkpoint_timestamp_seconds", "Unix time at which a checkpoint became durable."),
-        # No histogram: there is one checkpoint an epoch, and Ray's agents make up a histogram's sum from its buckets.
+        # No histogram: there is one checkpoint per epoch, and Ray's agents estimate a histogram's sum from its buckets.
         Metric("icre_train_checkpoint_seconds", "Time from the start of the newest checkpoint until it was durable."),
         Metric("icre_train_checkpoint_stall_seconds", "Part of it in which no step was trained."),
-        # Each attempt is a worker, hence a series, of its own, and starts at what its run has seen: ask for the max.
+        # Each attempt is a new worker and hence a new series, starting at the run's count so far: query the max.
         Metric("icre_train_restarts_total", "Times that training went on from a checkpoint.", kind="counter"),
         Metric("icre_train_skipped_steps", "Steps of the run left out so far: loss or gradient was not finite."),
         Metric("icre_validation_rank1_ratio", "Rank-1 of the newest validation, 0 to 1, mean of both directions."),
         Metric("icre_validation_map_ratio", "mAP of the newest validation, 0 to 1, mean of both directions."),
     )
 }
-"""Set while a run trains."""
+"""Metrics set while a run trains."""
 
 SUMMARY = {
     metric.name: metric
@@ -75,13 +75,13 @@ SUMMARY = {
         Metric("icre_validation_minp_ratio", "mINP of the last validation, 0 to 1, mean of both directions."),
     )
 }
-"""Written when a run is over."""
+"""Metrics written when a run is over."""
 
 
 class Live:
-    """The gauges of one training, all set anew at every call: an agent forgets those that are not.
+    """The gauges of one training, all set again at every call: an agent drops those that are not.
 
-    run: the value of the label; batch_size: images in a step; skipped: steps that were left out before.
+    run: value of the label. batch_size: images per step. skipped: steps skipped before.
     """
 
     label = "live metrics"
@@ -92,12 +92,12 @@ class Live:
         self._gauges: dict[str, ray_metrics.Gauge] = {}
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Take over what is newest in ``rows``, and set every gauge."""
+        """Update to the newest values in ``rows``, and set every gauge."""
         steps = [row for row in rows if row["kind"] == "step"]
         if steps:
             self._take_steps(steps)
         self._skipped += sum(row["kind"] == "skipped" for row in rows)
-        self._take("icre_train_skipped_steps", self._skipped)  # 0, too: an alert asks for what was added
+        self._take("icre_train_skipped_steps", self._skipped)  # even if 0: an alert queries the increase
         for row in rows:
             if row["kind"] == "validation":
                 self._take("icre_validation_rank1_ratio", row["rank1"])
@@ -112,7 +112,7 @@ class Live:
             self._gauge(name).set(value, {"run": self._run} | ({"term": term} if term else {}))
 
     def close(self, *, succeeded: bool) -> None:
-        """Nothing: the agent forgets."""
+        """Do nothing: the agent drops the gauges."""
 
     def _take(self, name: str, value: float, *, term: str = "") -> None:
         self._values[name, term] = float(value)
@@ -145,8 +145,8 @@ def write_summary(
 ) -> CollectorRegistry:
     """Write ``metrics.prom`` into the folder of a run that ended, and push it if the recipe names a Pushgateway.
 
-    seconds: wall time of the command. Whatever cannot be written or reached is a warning: that a run ended is pushed
-    also when the storage is what ended it, then without what only metrics.jsonl knows.
+    seconds: wall time of the command. Failures to read, write or push are warnings: the end of a run is pushed even if
+    a storage failure ended it, then without the values that come from metrics.jsonl.
     """
     registry = CollectorRegistry()
     values = _ended(succeeded=succeeded, seconds=seconds)
@@ -181,8 +181,8 @@ def _reached(rows: Sequence[Row]) -> dict[str, float]:
 
 def _push(url: str, registry: CollectorRegistry, recipe: str, warn: Callable[[str], None]) -> None:
     try:
-        # A group for each recipe, not for each run, as a gateway never forgets a group; and added, not replaced, so
-        # that a run that failed leaves the time of the last success.
+        # One group per recipe, not per run, as a gateway keeps groups forever. Added, not replaced: a failed run keeps
+        # the time of the last success.
         pushadd_to_gateway(url, job=JOB, registry=registry, grouping_key={"recipe": recipe}, timeout=PUSH_TIMEOUT_S)
     except (OSError, HTTPException) as error:
         warn(f"Pushgateway {url}: {error}")

@@ -1,6 +1,6 @@
-"""What people watch while a run trains: live metrics, TensorBoard's event files and, if asked for, MLflow.
+"""Telemetry of a run during training: live metrics, TensorBoard event files and, if configured, MLflow.
 
-For worker 0 of a training. Each place has a thread of its own, and nothing here waits for one of them before the end.
+Used by worker 0 of a training. Each sink has its own thread, and nothing here waits for one before the end.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipelines.telemetry.tensorboard import TensorBoard
 LIVE_INTERVAL_S = 1.0
 MLFLOW_INTERVAL_S = 10.0
 END_S = 30.0
-"""Longest that the end of a training waits for the places that it is told to."""
+"""Longest time that the end of a training waits for its sinks."""
 
 
 class Telemetry:
-    """Tells one attempt at a run, from where :meth:`open` was called to the end of the ``with`` block."""
+    """Telemetry of one attempt at a run, from :meth:`open` to the end of the ``with`` block."""
 
     def __init__(self, places: Sequence[Background]) -> None:
         self._places = places
@@ -39,9 +39,9 @@ class Telemetry:
         history: Sequence[Row] = (),
         warn: Callable[[str], None] = print_warning,
     ) -> Self:
-        """Start the threads; whatever fails in one of them is one warning.
+        """Start the threads; a failure in one of them gives one warning.
 
-        history: lines of metrics.jsonl up to the checkpoint that this attempt goes on from.
+        history: lines of metrics.jsonl up to the checkpoint that this attempt resumes from.
         """
         history = list(history)
         tensorboard = TensorBoard(run.location / "tensorboard", history)
@@ -56,17 +56,17 @@ class Telemetry:
         return cls(places)
 
     def step(self, row: Row) -> None:
-        """A line of metrics.jsonl of kind step or skipped. Not to be changed afterwards."""
+        """Send a line of metrics.jsonl of kind step or skipped, which must not be changed afterwards."""
         self._put(row)
 
     def validation(self, row: Row) -> None:
-        """A line of metrics.jsonl of kind validation; rank1, mAP and mINP are shares, 0 to 1."""
+        """Send a line of metrics.jsonl of kind validation; rank1, mAP and mINP are shares, 0 to 1."""
         self._put(row)
 
     def checkpoint(self, *, step: int, seconds: float, stall_seconds: float) -> None:
-        """The checkpoint of ``step`` became durable just now, ``seconds`` after it was begun.
+        """Report that the checkpoint of ``step`` just became durable, ``seconds`` after it was started.
 
-        stall_seconds: of these, the time in which no step was trained.
+        stall_seconds: part of that time in which no step was trained.
         """
         row = {"kind": "checkpoint", "step": step, "seconds": seconds, "stall_seconds": stall_seconds}
         self._put(row | {"time": time.time()})
@@ -74,7 +74,7 @@ class Telemetry:
             place.wake()
 
     def restarted(self, count: int) -> None:
-        """Once for each attempt: training went on from a checkpoint ``count`` times since the start of the run."""
+        """Report, once per attempt, that training resumed from a checkpoint ``count`` times since the run's start."""
         self._put({"kind": "restart", "count": count})
 
     def __enter__(self) -> Self:

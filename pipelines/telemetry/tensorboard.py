@@ -1,8 +1,8 @@
-"""TensorBoard's event files of a run, in its folder under ``tensorboard/``.
+"""TensorBoard event files of a run, in its folder under ``tensorboard/``.
 
-One file holds the whole run: object storage cannot append, and an attempt that goes on from a checkpoint writes
-anew what the checkpoint holds and removes the files before it, so that no reader finds a step twice. A TensorBoard
-that has read the older file is told by the new one's start event to forget it.
+One file holds the whole run, as object storage cannot append. An attempt that resumes from a checkpoint rewrites the
+rows up to the checkpoint and removes earlier files, so that no reader finds a step twice. The new file's start event
+makes a TensorBoard that has read the older file discard it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ NOT_A_SCALAR = {"kind", "step", "time"}
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """``train/loss``, ``validation/mAP``, ...: what there is to draw of a row; nothing for a restart."""
+    """Scalars of a row by name (``train/loss``, ``validation/mAP``, ...); empty for a restart."""
     group = GROUPS.get(row["kind"])
     return {f"{group}/{key}": float(row[key]) for key in row if key not in NOT_A_SCALAR} if group else {}
 
 
 def wall_time(row: Row) -> float:
-    """Unix time of a row; now, where it does not say."""
+    """Unix time of a row; the current time if it has none."""
     return float(row.get("time", time.time()))
 
 
 class TensorBoard:
-    """Writes a local file and uploads it as a whole to ``target``. ``history``: rows that the checkpoint holds."""
+    """Writes a local file and uploads it as a whole to ``target``. ``history``: rows up to the checkpoint."""
 
     label = "TensorBoard"
 
@@ -48,7 +48,7 @@ class TensorBoard:
         self._file: Path | None = None
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Append ``rows``, then upload. Raises StorageError; the next call uploads them too."""
+        """Append ``rows``, then upload. Raises StorageError; the next call then uploads them too."""
         if self._file is None:
             self._file = self._start()
         for row in rows:
@@ -65,7 +65,7 @@ class TensorBoard:
 
     def _start(self) -> Path:
         folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="icre-tensorboard-")))
-        # Not SummaryWriter: its flush() does not wait for events that are still on their way to its own thread.
+        # Not SummaryWriter: its flush() does not wait for events that are still queued for its thread.
         self._writer = EventsWriter(str(folder / "events"))
         self._open.callback(self._writer.close)
         self._writer.write_event(Event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)))

@@ -1,7 +1,7 @@
 """Checkpoints of a run, written in the background by worker 0.
 
-A checkpoint is made durable in this order: its files, its ``checkpoint.json``, the metrics of its steps, the pointers
-``best`` and ``last``. Stopped anywhere in between, the run goes on from the one before, and writes the same again.
+A checkpoint becomes durable in this order: its files, its ``checkpoint.json``, the metrics of its steps, the pointers
+``best`` and ``last``. A run interrupted in between resumes from the previous checkpoint and repeats the same writes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from icre.training.checkpoint import Snapshot
 from pipelines.runs.run import Run
 
 ATTEMPTS = 2
-"""Checkpoints in a row that cannot be written before training stops; a full disk may be emptied in between."""
+"""Consecutive checkpoint failures before training stops; a full disk may be cleared in between."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is durable."""
+    """A durable checkpoint."""
 
     step: int
     seconds: float
-    """Spent writing, while training went on."""
+    """Time spent writing, in the background of training."""
 
 
 class AsyncCheckpointer:
-    """One checkpoint at a time: asking for the next waits for the one before."""
+    """Writes one checkpoint at a time: :meth:`save` waits for the previous one."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class AsyncCheckpointer:
         done: Callable[[Saved], None],
         warn: Callable[[str], None],
     ):
-        """done, warn: called in the writing thread for a checkpoint that became durable, or that could not."""
+        """done, warn: called in the writer thread when a checkpoint is durable, or could not be written."""
         self._run, self._settings, self._steps_per_epoch = run, settings, steps_per_epoch
         self._done, self._warn = done, warn
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="icre-saver")
@@ -56,14 +56,14 @@ class AsyncCheckpointer:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for a checkpoint inside an epoch, and none is being written."""
+        """Whether a checkpoint within an epoch is due and none is being written."""
         minutes = self._settings.minutes
         idle = self._pending is None or self._pending.done()
         return minutes is not None and idle and time.monotonic() - self._asked >= 60 * minutes
 
     @property
     def error(self) -> TrainingError | None:
-        """Why training should stop: several checkpoints in a row could not be written."""
+        """Error that should stop training: several consecutive checkpoints could not be written."""
         if len(self._failures) < ATTEMPTS:
             return None
         return TrainingError(
@@ -74,7 +74,7 @@ class AsyncCheckpointer:
 
     @property
     def failed(self) -> bool:
-        """Whether the newest checkpoint, once nothing is being written, could not be."""
+        """Whether the newest checkpoint could not be written; valid once nothing is being written."""
         return bool(self._failures)
 
     def save(self, snapshot: Snapshot, metrics: list[dict[str, Any]], *, improved: bool) -> None:
@@ -84,7 +84,7 @@ class AsyncCheckpointer:
         self._pending = self._pool.submit(self._save, snapshot, list(metrics), improved)
 
     def wait(self) -> None:
-        """Until nothing is being written. Raises what is a defect of ours; see ``error`` for the rest."""
+        """Wait until nothing is being written. Raises unexpected exceptions; write errors are reported by ``error``."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None
@@ -107,11 +107,11 @@ class AsyncCheckpointer:
             checkpoint.write_checkpoint(Path(scratch), snapshot)
             for file in (checkpoint.NETWORK, checkpoint.OPTIMIZER, checkpoint.META):
                 (target / file).upload(Path(scratch) / file)
-        # Lines of steps that no checkpoint holds would come twice after a restart: both are written together.
+        # Metrics of steps that no checkpoint covers would be duplicated after a restart, so both are written together.
         run.write_metrics(metrics)
         if improved:
             run.point("best", name)
-        # The very last, as it is what a training goes on from: what comes after it would never be done.
+        # Written last: training resumes from it, and would not repeat any write after it.
         run.point("last", name)
         self._last_good = name
         run.remove_checkpoints(but=self._kept(snapshot.progress.step))
@@ -127,5 +127,5 @@ class AsyncCheckpointer:
 
 
 def folder_name(step: int) -> str:
-    """Of the checkpoint after ``step`` steps; names sort as steps do."""
+    """Folder of the checkpoint after ``step`` steps; names sort in step order."""
     return f"step-{step:08d}"

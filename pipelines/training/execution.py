@@ -1,4 +1,4 @@
-"""The driver's part of a training: start the workers, pass on what they say, write down how it ended."""
+"""Driver side of a training: start the workers, relay their messages, record the outcome."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pipelines.training.worker_loop import Job, train_worker
 
 
 def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None) -> None:
-    """Train ``run`` inside an open Ray session. Raises TrainingError when the workers fail for good.
+    """Train ``run`` inside an open Ray session. Raises TrainingError when the workers fail permanently.
 
-    listen: called with the line of each validation, from a thread of its own.
+    listen: called with the metrics row of each validation, from another thread.
     """
     recipe = run.recipe
     run.write_status("running")
@@ -53,7 +53,7 @@ def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None)
         if failure is not None:
             raise failure
     except IcreError as error:
-        # The storage may be what failed: then the reason matters more than that it cannot be written down.
+        # The storage may be what failed: the original error matters more than failing to record it.
         with warned_of(StorageError):
             run.write_failure(error, restarts=restarts)
         write_summary(run, recipe, succeeded=False, seconds=time.monotonic() - started)
@@ -68,7 +68,7 @@ def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None)
 def _fit(
     recipe: config.Recipe, run: Run, job: Job, listen: Callable[[dict[str, Any]], None] | None
 ) -> IcreError | None:
-    """Train until the workers end; why they ended early, or None."""
+    """Train until the workers end; return the error that ended training early, or None."""
     board = job["board"]
     try:
         with follow(board, "train"), on_validation(board, listen), _stopping_on_sigterm(board):
@@ -80,16 +80,16 @@ def _fit(
     except TrainingFailedError as error:
         _give_back(board)
         return explain(error)
-    except RayActorError:  # of Ray Train's controller; a sweep begins such a training again
+    except RayActorError:  # the controller of Ray Train died; a sweep retries such a training
         _give_back(board)
         raise
 
 
 def _give_back(board: ActorHandle[Any]) -> None:
-    """Free what was reserved for the workers.
+    """Remove the placement groups of the workers.
 
-    Ray Train does, but not where a node that ran out of memory has killed its controller and its cleaner, too: whatever
-    comes next on this cluster would wait for it until the command ends.
+    Ray Train normally does this, but not when a node that ran out of memory killed both its controller and its cleanup.
+    The resources would then stay reserved until the command ends.
     """
     for group in cast(list[PlacementGroup], ray.get(board.all_places.remote())):
         remove_placement_group(group)
@@ -97,9 +97,9 @@ def _give_back(board: ActorHandle[Any]) -> None:
 
 @contextlib.contextmanager
 def _stopping_on_sigterm(board: ActorHandle[Any]) -> Iterator[None]:
-    """SIGTERM, as a cluster sends it before it takes a machine away: a checkpoint, then an end in order."""
+    """On SIGTERM, which clusters send before removing a machine, write a checkpoint and stop cleanly."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python delivers signals to the main thread alone
+        yield  # Python delivers signals only to the main thread
         return
     asked, over = threading.Event(), threading.Event()
 
@@ -108,7 +108,7 @@ def _stopping_on_sigterm(board: ActorHandle[Any]) -> Iterator[None]:
         if not over.is_set():
             ray.get(board.stop.remote())
 
-    # Ray is not called inside the handler, which interrupts Ray's own wait for the training.
+    # Ray must not be called inside the handler, which interrupts Ray's own wait for the training.
     threading.Thread(target=pass_on, daemon=True).start()
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
@@ -120,7 +120,7 @@ def _stopping_on_sigterm(board: ActorHandle[Any]) -> Iterator[None]:
 
 
 def explain(error: TrainingFailedError) -> IcreError:
-    """The error that a worker raised, if it is one that a user can act on; else what became of a worker, in a line."""
+    """The first error of a worker that a user can act on; otherwise a TrainingError with a one-line cause."""
     failures = [_origin(failure) for failure in getattr(error, "worker_failures", {}).values()]
     for failure in failures:
         if isinstance(failure, IcreError):
@@ -130,14 +130,14 @@ def explain(error: TrainingFailedError) -> IcreError:
 
 
 def _origin(failure: Exception) -> BaseException:
-    """What a worker raised, or what Ray says of one that is gone, without Ray Train's wrapping."""
+    """The exception a worker raised, or Ray's error for a lost worker, without Ray Train's wrapping."""
     inner: BaseException = getattr(failure, "health_check_failure", failure)
     return getattr(inner, "cause", None) or inner
 
 
 def in_a_line(failure: BaseException) -> str:
-    """Type and message of an exception, without the ids that Ray lists below it."""
-    # Ray lists the ids of what died in lines of their own, which begin with a tab.
+    """Type and message of an exception on one line, without the ids that Ray lists below it."""
+    # Ray lists the ids of dead actors and nodes on separate lines, which start with a tab.
     lines = [line for line in str(failure).splitlines() if not line.startswith("\t")]
     return textwrap.shorten(f"{type(failure).__name__}: {' '.join(lines)}", 500, placeholder=" …")
 
@@ -154,7 +154,7 @@ def _trainer(recipe: config.Recipe, run: Run, job: Job) -> TorchTrainer:
             use_gpu=bool(train.gpus_per_worker),
             resources_per_worker=resources,
         ),
-        # Ray Train wants a place of its own, though nothing is reported to it that it would keep there.
+        # Ray Train requires a storage path, although nothing is reported to it that it would store there.
         run_config=RunConfig(
             name="checkpoints",
             storage_path=path,

@@ -1,4 +1,4 @@
-"""A new run: checked before it costs anything, then a folder."""
+"""Create a new run after cheap up-front checks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pipelines.storage import Storage
 def start(recipe: config.Recipe, name: str | None, *, lineage: Mapping[str, Any] | None = None) -> Run:
     """Check everything that can be checked without a worker, then create the run folder.
 
-    lineage: what the run's manifest says beside the usual, such as the sweep that it is a part of.
+    lineage: additional manifest entries, such as the sweep the run belongs to.
     """
     recipe = as_started(recipe)
     data = open_data(recipe)
     check_images(recipe, data)
     if recipe.model.weights is not None:
-        # Building the network here finds a weights file that does not fit before anything is written.
+        # Building the network here detects a mismatched weights file before anything is written.
         from pipelines.runs.networks import initial_network
 
         initial_network(recipe, classes=len(data.classes))
@@ -35,13 +35,13 @@ def start(recipe: config.Recipe, name: str | None, *, lineage: Mapping[str, Any]
 
 
 def check_images(recipe: config.Recipe, data: PreparedData) -> None:
-    """Raises ConfigError or DataError when the recipe cannot be trained, and a best epoch be found, with ``data``."""
+    """Raises ConfigError or DataError when ``data`` does not allow training the recipe or selecting a best epoch."""
     _check_size(recipe, data)
     _check_validation(data)
 
 
 def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
-    """The recipe's, or as the field counts an epoch."""
+    """Steps per epoch: the recipe's setting, or the field's usual definition for this data."""
     batch = recipe.batch
     return recipe.train.steps_per_epoch or data.training_index().steps(
         visible=batch.visible, infrared=batch.infrared, identities=batch.identities
@@ -49,7 +49,7 @@ def steps_per_epoch(recipe: config.Recipe, data: PreparedData) -> int:
 
 
 def as_started(recipe: config.Recipe) -> config.Recipe:
-    """The recipe that a run keeps: how others are compared with it is no part of a run."""
+    """The recipe that a run stores: ``recipe`` without its tune settings."""
     return recipe.model_copy(update={"tune": config.Tune()})
 
 
@@ -76,7 +76,7 @@ def _check_size(recipe: config.Recipe, data: PreparedData) -> None:
                 f"data.{key}={asked}, but {data.location.url} was prepared at {stored}",
                 hint=f"set data.{key}={stored}, or prepare again (under another data.name to keep both)",
             )
-    # Drawing the first epoch refuses a batch with more identities than there are.
+    # Drawing the first epoch rejects a batch with more identities than the data has.
     batch = recipe.batch
     plan_epoch(
         data.training_index(),

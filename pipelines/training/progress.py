@@ -1,6 +1,6 @@
-"""One live line while workers train, wherever they run.
+"""A live progress line while workers train, on this machine or elsewhere.
 
-Worker 0 posts to a small actor; the driver reads it twice a second.
+Worker 0 posts to a small actor, which the driver polls twice a second.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ POST_INTERVAL_S = 0.5
 
 @ray.remote(num_cpus=0)
 class ProgressActor:
-    """Between the driver and worker 0; neither waits for the other."""
+    """Mailbox between the driver and worker 0; neither waits for the other."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {}
@@ -39,34 +39,34 @@ class ProgressActor:
         self.outcome: IcreError | None = None
 
     def post(self, state: dict[str, Any]) -> bool:
-        """Replace the state; whether training is asked to stop."""
+        """Replace the state; returns whether training should stop."""
         if self.restarts and self.restarts[-1]["seconds"] is None and self.posted is not None:
             self.restarts[-1]["seconds"] = round(time.monotonic() - self.posted, 1)
         self.state, self.posted = state, time.monotonic()
         return self.stopping
 
     def note(self, text: str) -> None:
-        """Something that whoever started the training should read now."""
+        """Add a note to be shown to the user immediately."""
         self.notes.append(text)
 
     def validated(self, row: dict[str, Any]) -> None:
-        """A validation's line of metrics.jsonl, whose checkpoint is durable."""
+        """Add the metrics row of a validation whose checkpoint is durable."""
         self.validations.append(row)
 
     def validations_after(self, count: int) -> list[dict[str, Any]]:
-        """All validations but the first ``count``; one that was repeated after a restart counts again."""
+        """All validations but the first ``count``; one repeated after a restart counts again."""
         return self.validations[count:]
 
     def read(self) -> tuple[dict[str, Any], list[str]]:
-        """The state that was posted last, empty before the first; and all notes."""
+        """The most recently posted state (empty before the first), and all notes."""
         return self.state, self.notes
 
     def history(self) -> list[dict[str, Any]]:
-        """Every restart: from which step, how many steps are repeated, after how many seconds; as far as posts tell."""
+        """All restarts: first step, repeated steps and seconds lost, as far as progress posts show."""
         return self.restarts
 
     def started(self, step: int) -> int:
-        """The workers start, from the checkpoint of ``step``; how often they were started before."""
+        """Register a start of the workers from the checkpoint of ``step``; returns the number of earlier starts."""
         if self.has_started:
             repeated = max(0, self.state.get("step", step) - step)
             self.restarts.append({"from_step": step, "repeated": repeated, "seconds": None})
@@ -75,19 +75,19 @@ class ProgressActor:
         return len(self.restarts)
 
     def placed(self, group: PlacementGroup) -> None:
-        """What the cluster has reserved for the workers that start."""
+        """Register the placement group reserved for the starting workers."""
         self.places.append(group)
 
     def all_places(self) -> list[PlacementGroup]:
-        """What was reserved for workers until now, whether it still is or not."""
+        """All placement groups reserved for workers so far, including released ones."""
         return self.places
 
     def stop(self) -> None:
-        """Ask training to write a checkpoint and end."""
+        """Request a checkpoint and the end of training."""
         self.stopping = True
 
     def end(self, outcome: IcreError) -> None:
-        """Say why training ended early; the first reason counts, others follow from it."""
+        """Record why training ended early; only the first reason is kept, since later ones follow from it."""
         self.outcome = self.outcome or outcome
 
     def ended(self) -> IcreError | None:
@@ -96,41 +96,41 @@ class ProgressActor:
 
 
 def board_here() -> ActorHandle[Any]:
-    """A board on the driver's own node: it lives as long as the driver, whatever becomes of the others."""
+    """Create the actor on the driver's node, so that it survives the loss of other nodes."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: ActorHandle[Any] = ProgressActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     return board
 
 
 class ProgressReporter:
-    """Worker 0's end: posts now and then, and learns from the answers, later and without waiting."""
+    """Worker 0's side: posts periodically, and reads the replies later without blocking."""
 
     def __init__(self, board: ActorHandle[Any]) -> None:
         self._board, self._posted, self._answer = board, -math.inf, None
 
     def post(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Post ``state()`` if the last time is long enough ago."""
+        """Post ``state()`` if the last post is old enough."""
         now = time.monotonic()
         if now - self._posted > POST_INTERVAL_S:
             self._posted, self._answer = now, self._board.post.remote(state())
 
     @property
     def is_stop_asked(self) -> bool:
-        """As of the newest answer that is there."""
+        """Whether a stop was requested, according to the newest reply received."""
         if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
             return False
         return bool(ray.get(self._answer))
 
 
 class Rate:
-    """Steps a second, without the first steps after a start, and the time left."""
+    """Steps per second and remaining time, excluding the first steps after a start."""
 
     def __init__(self, *, step: int, total: int, warm_up: int = 3) -> None:
         self.total, self.first = total, step + warm_up
         self.since: float | None = None
 
     def eta_s(self, step: int) -> float | None:
-        """Seconds left after ``step`` steps, or None while it cannot be known."""
+        """Seconds left after ``step`` steps, or None while unknown."""
         if step < self.first:
             return None
         if self.since is None or step == self.first:
@@ -141,7 +141,7 @@ class Rate:
 
 @contextlib.contextmanager
 def on_validation(board: ActorHandle[Any], listen: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
-    """Call ``listen`` with each validation once it is durable, from a thread; with the last before the body ends."""
+    """Call ``listen`` from a thread with each durable validation; the last call happens before the body ends."""
     if listen is None:
         yield
         return
@@ -169,7 +169,7 @@ def on_validation(board: ActorHandle[Any], listen: Callable[[dict[str, Any]], No
 
 @contextlib.contextmanager
 def follow(board: ActorHandle[Any], label: str) -> Iterator[None]:
-    """Show the board's state until the body is done, and say its notes, each once."""
+    """Show the posted state until the body is done; print each note once."""
     told = 0
 
     def look() -> str:
@@ -185,11 +185,11 @@ def follow(board: ActorHandle[Any], label: str) -> Iterator[None]:
 
 
 def format_line(label: str, state: dict[str, Any]) -> str:
-    """The line for a state of :func:`pipelines.train`'s worker 0."""
+    """Format the progress line for a state posted by :func:`pipelines.train`'s worker 0."""
     if not state:
         return f"{label}: starting workers"
     eta = state["eta_s"]
-    # What matters most comes first: a narrow terminal cuts the end off.
+    # Most important parts first: a narrow terminal cuts off the end.
     parts = [
         f"{label}: epoch {state['epoch'] + 1}/{state['epochs']}  step {state['step']}/{state['steps']}",
         f"ETA {int(eta) // 60}:{int(eta) % 60:02d}" if eta is not None else "ETA …",
@@ -206,6 +206,6 @@ def _news(board: ActorHandle[Any], label: str) -> tuple[str, list[str]]:
     try:
         state, notes = cast(Any, ray.get(board.read.remote(), timeout=5))
     except ray.exceptions.RayError:
-        # The line is a courtesy: whatever happened to the cluster is reported by the training itself.
+        # The progress line is best effort: cluster failures are reported by the training itself.
         return f"{label}: no news from the workers", []
     return format_line(label, state), notes

@@ -1,4 +1,4 @@
-"""Which run goes on, if any, and whether it may."""
+"""Select the run to resume, if any, and check that it can be resumed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipelines.training.launch import as_started, steps_per_epoch
 
 
 def to_resume(recipe: config.Recipe, name: str | None, resume: str, overrides: Sequence[str]) -> Run | None:
-    """The run that goes on, None for a new one. Raises UserError for a run that is finished or is another's.
+    """The run to resume, or None for a new one. Raises UserError for a finished run or one with other settings.
 
-    resume: never, auto, or a run's name; name: of ``--run``.
+    resume: never, auto, or a run's name; name: value of ``--run``.
     """
     if resume == "never":
         return None
@@ -29,7 +29,7 @@ def to_resume(recipe: config.Recipe, name: str | None, resume: str, overrides: S
             f"--run {name} with --resume {resume}", hint="a run that goes on keeps its name: leave out --run"
         )
     run = open_run(storage, resume)
-    # Its own recipe counts; an override that says something else is a mistake, and so is one that it does not know.
+    # The run's stored recipe takes precedence; conflicting or unknown overrides are errors.
     asked = override_recipe(run.recipe, [*overrides, f"storage={recipe.storage}"], where=f"run {run.name}")
     check_same(run, asked, open_data(asked))
     _refuse_finished(run)
@@ -37,7 +37,7 @@ def to_resume(recipe: config.Recipe, name: str | None, resume: str, overrides: S
 
 
 def check_same(run: Run, recipe: config.Recipe, data: PreparedData) -> None:
-    """Raises UserError when ``run`` exists with another recipe or other images."""
+    """Raises UserError for a different recipe, DataError for different images than those of ``run``."""
     hint = "give the new run another name, or remove this one"
     differing = sorted(_differing(run, recipe))
     if differing:
@@ -47,7 +47,7 @@ def check_same(run: Run, recipe: config.Recipe, data: PreparedData) -> None:
 
 
 def describe_resumption(run: Run) -> str:
-    """One line: which run goes on, and from where. Warns of checkpoints that are damaged."""
+    """One line naming the resumed run and its step. Warns of damaged checkpoints."""
     with run.newest_checkpoint() as found:
         step = 0 if found is None else progress_of(found[1]).step
     total = run.recipe.train.epochs * steps_per_epoch(run.recipe, open_data(run.recipe))
@@ -55,21 +55,20 @@ def describe_resumption(run: Run) -> str:
 
 
 def _unfinished(recipe: config.Recipe, storage: Storage) -> Run | None:
-    """The newest run of exactly this recipe and these images, if it is not finished."""
+    """The newest run with exactly this recipe and these images, unless it is finished."""
     data = open_data(recipe)
     for run in newest_first(storage):
         try:
             differing = _differing(run, recipe)
         except ConfigError:
-            continue  # the recipe of another version, in words that this one does not know
+            continue  # recipe of another version, with unknown keys
         if not differing and run.manifest["data"]["hash"] == data.hash:
             return None if run.state == "finished" else run
     return None
 
 
 def _differing(run: Run, recipe: config.Recipe) -> set[str]:
-    # Where storage and images are, who is told of the training, and what becomes of the network is not a setting of it;
-    # which images they are is compared by their hash.
+    # Storage, image location, telemetry, tune and retrain settings do not affect training; images are compared by hash.
     differing = config.differences(run.recipe, as_started(recipe)).keys() - {"data.root"}
     return {key for key in differing if key.partition(".")[0] not in ("storage", "telemetry", "tune", "retrain")}
 

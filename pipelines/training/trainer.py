@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 class Trainer:
-    """One training process. Between two steps all of them hold the same network and optimiser."""
+    """One training process. Between steps all processes hold the same network and optimiser state."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Trainer:
         device: torch.device,
         warn: Callable[[str], None],
     ) -> Trainer:
-        """Build everything, load the newest checkpoint if the run has one, and join the process group."""
+        """Build everything, load the newest checkpoint if there is one, and join the process group."""
         network = initial_network(recipe, classes=len(data.classes))
         if recipe.train.sync_batch_norm and distributed.world_size() > 1:
             distributed.synchronise_batch_norm(network)
@@ -73,23 +73,23 @@ class Trainer:
         if recipe.compute.compile:
             compute.compile_network(network, device)
         if distributed.world_size() > 1:
-            # Without `device_ids` the mask of the modalities stays on the CPU, where a look at it waits for no GPU.
+            # Without `device_ids` the modality mask stays on the CPU, where reading it needs no GPU sync.
             worker.model = DistributedDataParallel(network, forward_sync_buffers=False)
         return worker
 
     @property
     def is_epoch_over(self) -> bool:
-        """Whether the step that was just taken is an epoch's last."""
+        """Whether the last step completed an epoch."""
         return self.progress.step % self.steps_per_epoch == 0
 
     def step(self, batch: Batch) -> Row:
-        """One optimiser step; the line for metrics.jsonl, without its times.
+        """Take one optimiser step and return its metrics row, without timings.
 
         Raises NotFiniteError when more than ``train.max_skipped_steps`` of the run had no finite loss or gradient.
         """
         epoch, step_in_epoch = divmod(self.progress.step, self.steps_per_epoch)
-        # Batches, augmentation and weights have generators of their own. What a library draws is made a function of
-        # the step, too, so that no generator's state needs to be in a checkpoint.
+        # Batches, augmentation and weights have separate generators. Global generators, which libraries may use, are
+        # seeded by the step, so checkpoints need no generator state.
         _seed_everything(self.recipe.seed, self.progress.step)
         fraction = step_in_epoch / self.steps_per_epoch
         set_learning_rate(self.optimizer, learning_rate_factor(epoch + fraction, self.recipe.schedule))
@@ -105,12 +105,12 @@ class Trainer:
         return row | {"lr": self.optimizer.param_groups[-1]["lr"], **terms}
 
     def record(self, row: Row, *, seconds: float, waited: float) -> None:
-        """Keep a line of metrics.jsonl; seconds include ``waited``, the time until the batch was there."""
+        """Store a metrics row; ``seconds`` include ``waited``, the time spent waiting for the batch."""
         times = {"time": time.time(), "images_per_s": self.recipe.batch.size / seconds, "data_wait_s": waited}
         self.metrics.append(row | times)
 
     def end_epoch(self) -> bool:
-        """Validate if it is due; whether this is the best so far, as it is without a validation to say no."""
+        """Validate if due; returns whether this is the best epoch so far, which it is without validation identities."""
         epoch = self.progress.step // self.steps_per_epoch - 1
         if self.progress.step < self.total_steps and (epoch + 1) % self.recipe.train.validate_every:
             return False
@@ -127,12 +127,12 @@ class Trainer:
         return True
 
     def new_rows(self) -> list[Row]:
-        """Lines of metrics.jsonl since the last call."""
+        """Metrics rows since the last call."""
         rows, self._told = self.metrics[self._told :], len(self.metrics)
         return rows
 
     def snapshot(self) -> Snapshot:
-        """A checkpoint's content."""
+        """The content of a checkpoint."""
         return checkpoint.take_snapshot(
             network=self.network,
             optimizer=self.optimizer,
@@ -141,7 +141,7 @@ class Trainer:
         )
 
     def state(self, eta_s: float | None) -> dict[str, Any]:
-        """For the progress line: averages over the newest steps."""
+        """State for the progress line: averages over the newest steps."""
         steps = [row for row in self.metrics[-50:] if row["kind"] in ("step", "skipped")]
         seconds = sum(self.recipe.batch.size / row["images_per_s"] for row in steps)
         validations = [row for row in self.metrics if row["kind"] == "validation"]
@@ -161,7 +161,7 @@ class Trainer:
         skipped = sum(row["kind"] == "skipped" for row in self.metrics)
         if skipped >= self.recipe.train.max_skipped_steps:
             raise NotFiniteError(f"step {self.progress.step}: {error.message}", hint=error.hint) from error
-        # Running statistics have seen the step's activations, which may be what is not finite.
+        # Batch-norm statistics already include the step's activations, which may not be finite.
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
 

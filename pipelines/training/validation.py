@@ -1,4 +1,4 @@
-"""Validation during training: the held-out training identities, ranked by the recipe's protocol."""
+"""Validation during training on the held-out training identities, with the recipe's protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.data.prepared import PreparedData
 def validate(
     network: ICRENetwork, data: PreparedData, recipe: config.Recipe, device: torch.device
 ) -> dict[str, float] | None:
-    """rank1, mAP and mINP, means of the protocol's directions; None without validation identities.
+    """rank1, mAP and mINP, averaged over the protocol's directions; None without validation identities.
 
     All workers must call it.
     """
@@ -38,10 +38,10 @@ def validate(
 def embed_rows(
     network: ICRENetwork, data: PreparedData, rows: list[int], recipe: config.Recipe, device: torch.device
 ) -> torch.Tensor:
-    """(len(rows), D) retrieval features; each worker embeds every W-th row, all workers get all of them."""
+    """(len(rows), D) retrieval features; each worker embeds every W-th row and receives all of them."""
     rank = torch.distributed.get_rank() if distributed.world_size() > 1 else 0
     world = distributed.world_size()
-    # Padded with repeats so that every worker gathers the same number; the repeats are cut off again below.
+    # Padded with repeats so that every worker gathers the same number; the repeats are removed below.
     padded = [*rows, *islice(cycle(rows), -len(rows) % world)]
     mine = padded[rank::world]
     infrared = [m == "infrared" for m in data.labels["modality"].take(mine).to_pylist()]

@@ -1,4 +1,4 @@
-"""What each training worker does, from the first batch to the last checkpoint."""
+"""Training loop of a worker, from the first batch to the last checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PREEMPTION_CHECK_INTERVAL_S = 5.0
 
 
 class Job(TypedDict):
-    """What the driver hands to every worker: plain and small."""
+    """Plain values that the driver passes to every worker."""
 
     recipe: dict[str, Any]
     run: str
@@ -44,10 +44,10 @@ class Job(TypedDict):
 
 
 def train_worker(settings: dict[Any, Any]) -> None:
-    """Train from the run's last checkpoint, or from the start, to the last epoch. settings: a :class:`Job`.
+    """Train from the run's last checkpoint, or from scratch, to the last epoch. settings: a :class:`Job`.
 
-    What every worker meets at the same step, and would meet again, is handed to the driver instead of being raised,
-    because Ray Train answers an exception by starting over.
+    Errors that all workers hit at the same step, and would hit again, are passed to the driver instead of raised,
+    because Ray Train retries after an exception.
     """
     job = cast(Job, settings)
     recipe = config.parse_recipe(job["recipe"], where="the driver")
@@ -62,13 +62,13 @@ def train_worker(settings: dict[Any, Any]) -> None:
 
 
 class Place(NamedTuple):
-    """One training process among the others."""
+    """Rank and environment of one training process."""
 
     rank: int
     world_size: int
     device: torch.device
     preemption: Callable[[], Any]
-    """What the cluster says of a node that it will take away, or None."""
+    """Returns the cluster's pending preemption of a node, or None."""
 
 
 def _of_ray_train() -> Place:
@@ -78,7 +78,7 @@ def _of_ray_train() -> Place:
 
 
 def _here(recipe: config.Recipe) -> Place:
-    """The command's own process; not Ray Train's local mode, whose context Tune refuses to its trials."""
+    """The command's own process. Not Ray Train's local mode, whose context Tune does not give to its trials."""
     return Place(0, 1, torch.device("cuda" if recipe.train.gpus_per_worker else "cpu"), lambda: None)
 
 
@@ -122,7 +122,7 @@ def _train(job: Job, recipe: config.Recipe, place: Place) -> None:
 
 
 class _RankZero:
-    """What worker 0 does beside training: checkpoints, news for the driver, telemetry."""
+    """Worker 0's duties besides training: checkpoints, progress for the driver, telemetry."""
 
     def __init__(self, trainer: Trainer, job: Job, telemetry: Telemetry) -> None:
         self.trainer = trainer
@@ -145,7 +145,7 @@ class _RankZero:
         self.preemption: Any = None
 
     def after_step(self, *, improved: bool | None) -> None:
-        """improved: whether the validation at an epoch's end was the best so far; None inside an epoch."""
+        """improved: whether the validation at an epoch's end was the best so far; None within an epoch."""
         trainer = self.trainer
         for row in trainer.new_rows():
             if row["kind"] in ("step", "skipped"):
@@ -158,7 +158,7 @@ class _RankZero:
         self.reporter.post(lambda: trainer.state(self.rate.eta_s(trainer.progress.step)))
 
     def save(self, *, improved: bool = False) -> None:
-        """Hand a snapshot to the saver; the time until it has it is the time that training stands still."""
+        """Pass a snapshot to the checkpointer; training stalls until it is taken."""
         started = time.monotonic()
         self.saver.wait()
         snapshot = self.trainer.snapshot()
@@ -166,12 +166,12 @@ class _RankZero:
         self.saver.save(snapshot, self.trainer.metrics, improved=improved)
 
     def notices(self) -> list[bool]:
-        """Whether all should stop, and whether all should look for a preemption."""
+        """Whether all workers should stop, and whether all should check for a preemption."""
         look = time.monotonic() - self.looked > PREEMPTION_CHECK_INTERVAL_S
         return [self.reporter.is_stop_asked or self.saver.error is not None, look]
 
     def stop(self) -> None:
-        """End all workers at this step. Raises StoppedError, or TrainingError when checkpoints cannot be written."""
+        """Stop all workers at this step. Raises StoppedError, or TrainingError when checkpoints cannot be written."""
         step, run = self.trainer.progress.step, self.trainer.run
         if self.saver.error is None:
             self.save()
@@ -184,7 +184,7 @@ class _RankZero:
         )
 
     def finish(self) -> None:
-        """The last checkpoint is the result: nothing is finished before it is durable."""
+        """Wait until the last checkpoint, which is the result, is durable; retry it once if it failed."""
         self.saver.wait()
         if self.saver.failed:
             self.save(improved=self.trainer.progress.best_step == self.trainer.progress.step)
@@ -193,7 +193,7 @@ class _RankZero:
             raise self.saver.error
 
     def heed(self, preemption: Any) -> None:
-        """A node will be taken away: have a checkpoint of this very step, and train on until it is."""
+        """Before a node is preempted, save a checkpoint of this step; training continues meanwhile."""
         self.looked = time.monotonic()
         if preemption is not None and preemption != self.preemption:
             self.save()
@@ -203,14 +203,14 @@ class _RankZero:
 
     def _saved(self, saved: Saved) -> None:
         self.telemetry.checkpoint(seconds=saved.seconds, stall_seconds=self.stalled, step=saved.step)
-        # Whoever hears of a validation may end this training, or take over what it reached: so not before it is kept.
+        # Listeners may stop this training or use its result, so validations are reported only once durable.
         for row in [row for row in self.unreported if row["step"] <= saved.step]:
             self.board.validated.remote(row)
             self.unreported.remove(row)
 
 
 def _heed_notices(lead: _RankZero | None, place: Place) -> None:
-    """What only worker 0 knows and all must act on at the same step."""
+    """Share what only worker 0 knows, so that all workers act at the same step."""
     stop, look = distributed.any_worker(lead.notices() if lead else [False, False], place.device)
     if look:
         preemption = place.preemption()
@@ -223,17 +223,17 @@ def _heed_notices(lead: _RankZero | None, place: Place) -> None:
 
 
 def _check_images(data: PreparedData, job: Job, device: torch.device) -> None:
-    """Every node verifies all shards as it copies them. Raises on all workers when one of them finds a damaged one."""
+    """Verify all shards while every node copies them. Raises on all workers when one finds a damaged shard."""
     problem: DataError | None = None
     try:
         EncodedCache(data)
     except DataError as error:
         problem = error
-        ray.get(job["board"].end.remote(problem))  # before rank 0 says that training ended
+        ray.get(job["board"].end.remote(problem))  # before rank 0 reports the end of training
     if distributed.any_worker([problem is not None], device)[0]:
         raise StoppedError("images are damaged")
 
 
 def _reset_watchdog(recipe: config.Recipe) -> None:
-    """Print every thread's stack and die if there is no next call in time; a hung worker is then replaced."""
+    """Restart the timer that dumps all stacks and exits when a step takes too long; a hung worker is then replaced."""
     faulthandler.dump_traceback_later(recipe.train.step_timeout_s, exit=True, file=sys.__stderr__ or 2)

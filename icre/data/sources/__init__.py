@@ -1,1 +1,1 @@
-"""One file a data set layout; each turns file names into records."""
+"""Data set layouts, one module each, which turn file names into records."""

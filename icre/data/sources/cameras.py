@@ -16,7 +16,7 @@ from icre.data.sources.checks import stop_for
 from icre.data.sources.tree import list_images, read_identities
 
 Groups = Mapping[tuple[str, str], Sequence[Record]]
-"""The images of each (identity, camera): at least one, sorted by path."""
+"""Images of each (identity, camera): at least one, sorted by path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +24,16 @@ class Camera:
     """One camera's folder."""
 
     folder: str
-    """Relative to the root."""
+    """Folder relative to the root."""
     camid: str
     modality: Modality
 
 
 def read_groups(root: Path, listed_in: str, cameras: Iterable[Camera], *, known: Iterable[Camera]) -> Groups:
-    """Images of the identities in the list ``listed_in``: identities ascending, for each the cameras in their order.
+    """Images of the identities in the list ``listed_in``: identities ascending, each with its cameras in order.
 
-    An identity need not be in every camera; a folder without images is as good as none. DataError for one that has
-    no folder in any of the ``known`` cameras, and as :func:`read_identities` raises it.
+    An identity need not be in every camera, and a folder without images counts as missing. Raises DataError for an
+    identity without a folder in any of the ``known`` cameras, and as :func:`read_identities`.
     """
     cameras, known = list(cameras), list(known)
     groups: dict[tuple[str, str], list[Record]] = {}
@@ -56,7 +56,7 @@ def every_image(groups: Groups) -> list[Record]:
 
 
 def group_images(records: Iterable[Record], camids: Sequence[str]) -> Groups:
-    """The groups of images that are known already: identities ascending, for each the cameras in their order."""
+    """Groups of known images: identities ascending, each with its cameras in order."""
     found: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records):
         found.setdefault((record.pid, record.camid), []).append(record)
@@ -65,10 +65,11 @@ def group_images(records: Iterable[Record], camids: Sequence[str]) -> Groups:
 
 
 def draw_seeded(groups: Groups, *, trial: int, shots: int) -> list[Record]:
-    """``shots`` images of each group (all where there are fewer), in the groups' order.
+    """``shots`` images per group (all if there are fewer), in the groups' order.
 
-    One: ``random.choice`` after ``random.seed(trial)``. Several: ``numpy.random.choice(files, shots, replace=False)``
-    after ``numpy.random.seed(trial)``. The generators are private: they draw the same and leave the caller's alone.
+    One shot: ``random.choice`` after ``random.seed(trial)``. Several: ``numpy.random.choice(files, shots,
+    replace=False)`` after ``numpy.random.seed(trial)``. Private generators give the same draws without changing the
+    global ones.
     """
     if shots == 1:
         choice = random.Random(trial).choice
@@ -88,7 +89,7 @@ def draw_permuted(
     trial: int,
     shots: int,
 ) -> tuple[list[Record], list[str]]:
-    """The first ``shots`` images of row ``trial`` of each (camera, identity)'s permutation, and what is wrong."""
+    """The first ``shots`` images of row ``trial`` of each (camera, identity)'s permutation, and the problems found."""
     images = {record.path: record for record in every_image(groups)}
     drawn, problems = [], []
     for pid, camid in product(pids, camids):

@@ -1,4 +1,4 @@
-"""What the benchmark sources share: arguments and problems that stop, and counts to compare with the published ones."""
+"""Checks shared by the benchmark sources: arguments, problems that stop reading, and published counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN = 5
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """ProtocolError when an argument is not one of ``choices``."""
+    """Raise ProtocolError when an argument is not one of ``choices``."""
     allowed = list(choices)
     if value not in allowed:
         listed = ", ".join(map(repr, allowed))
@@ -20,7 +20,7 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
 
 
 def stop_for(problems: Sequence[str], where: Path, *, hint: str) -> None:
-    """DataError with the number of ``problems`` and the first few of them, if there are any."""
+    """Raise DataError with the number of ``problems`` and the first few of them, if there are any."""
     if problems:
         lines = [f"  - {problem}" for problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
@@ -29,7 +29,7 @@ def stop_for(problems: Sequence[str], where: Path, *, hint: str) -> None:
 
 
 def differences(found: Mapping[str, int], published: Mapping[str, int]) -> list[str]:
-    """A line for each count that is not the published one; both have the same keys."""
+    """One line per count that differs from the published one; both mappings have the same keys."""
     assert found.keys() == published.keys()
     return [
         f"{name}: {found[name]:,} found, {count:,} published"
@@ -39,10 +39,10 @@ def differences(found: Mapping[str, int], published: Mapping[str, int]) -> list[
 
 
 def identities(records: Iterable[Record]) -> set[str]:
-    """The people that ``records`` show."""
+    """Identities of ``records``."""
     return {record.pid for record in records}
 
 
 def count_images(records: Iterable[Record], modality: Modality) -> int:
-    """How many of ``records`` are of ``modality``."""
+    """Number of ``records`` in ``modality``."""
     return sum(record.modality == modality for record in records)

@@ -1,4 +1,4 @@
-"""Any folder: ``{visible,infrared}/<identity>/<camera>_<anything>.<jpg|jpeg|png|bmp|webp>``."""
+"""Generic image folders: ``{visible,infrared}/<identity>/<camera>_<anything>.<jpg|jpeg|png|bmp|webp>``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def parse(paths: Iterable[str]) -> tuple[list[Record], dict[str, str]]:
-    """Records of the image files among ``paths``, and the files set aside with their reason.
+    """Records of the image files among ``paths``, and the skipped files with the reasons.
 
-    paths: relative to the root, forward slashes. Hidden files, ``Thumbs.db`` and whatever lies outside the two
-    modality folders (``split.json``, a README) are not part of the layout and are passed over in silence.
+    paths: relative to the root, forward slashes. Hidden files, ``Thumbs.db`` and files outside the two modality
+    folders (``split.json``, a README) are not part of the layout and are silently ignored.
     """
     records: list[Record] = []
     aside: dict[str, str] = {}

@@ -1,9 +1,9 @@
 """LLCM: training images by the lists ``idx/train_{vis,nir}.txt``, test images by identity and camera folder.
 
-- ``{vis,nir}/<id:04d>/<id:04d>_c<camera:02d>_<anything>.jpg``, a line ``<path> <label>`` each;
+- ``{vis,nir}/<id:04d>/<id:04d>_c<camera:02d>_<anything>.jpg``, one line ``<path> <label>`` each;
 - ``test_{vis,nir}/cam<1..9>/<id:04d>/<file>``, identities in ``idx/test_id.txt``; the infrared camera 3 has no images.
 
-Every function takes the folder with ``vis`` and ``idx`` in it and returns sorted records; the order labels identities.
+Functions take the folder that contains ``vis`` and ``idx`` and return sorted records, whose order labels identities.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TEST_CAMERAS: dict[Modality, list[Camera]] = {
 def train(root: str | Path) -> list[Record]:
     """The images of ``idx/train_vis.txt`` and ``idx/train_nir.txt``.
 
-    DataError when a list cannot be used or an image of it is not there.
+    Raises DataError when a list is unusable or one of its images is missing.
     """
     folder = as_root(root)
     return sorted(record for modality in MODALITIES for record in _read_train(folder, modality))
@@ -52,7 +52,7 @@ def train(root: str | Path) -> list[Record]:
 def query(root: str | Path, modality: Modality) -> list[Record]:
     """Every test image of ``modality``.
 
-    DataError when the list or the tree cannot be used; ProtocolError for another ``modality``.
+    Raises DataError when the list or the tree is unusable, ProtocolError for an invalid ``modality``.
     """
     return every_image(_test_groups(root, modality))
 
@@ -61,19 +61,19 @@ def gallery(root: str | Path, modality: Modality, trial: int) -> list[Record]:
     """One image of ``modality`` of each test identity in each camera, drawn for one trial.
 
     It is the gallery of ``query`` in the other modality. ``random.seed(trial)``, then ``random.choice`` of the sorted
-    files, identities ascending and cameras in order, as in DEEN. Since June 2023 the public test script asks the other
-    way round from visible to infrared: this draw of infrared images as queries, every visible image as gallery.
+    files, identities ascending and cameras in order, as in DEEN. Since June 2023 the public test script reverses the
+    visible-to-infrared direction: this draw of infrared images is the query, all visible images are the gallery.
 
-    trial: 0 to 9. DataError when the list or the tree cannot be used; ProtocolError for another argument.
+    trial: 0 to 9. Raises DataError when the list or the tree is unusable, ProtocolError for an invalid argument.
     """
     check_choice("trial", trial, TRIALS)
     return sorted(draw_seeded(_test_groups(root, modality), trial=trial, shots=1))
 
 
 def validate(root: str | Path) -> list[str]:
-    """A line for each count that differs from the published one; none for the whole data set.
+    """One line per count that differs from the published one; none for the complete data set.
 
-    DataError when the data set cannot be read at all.
+    Raises DataError when the data set cannot be read at all.
     """
     trained = train(root)
     tested = [record for modality in MODALITIES for record in query(root, modality)]

@@ -1,4 +1,4 @@
-"""``rand_perm_cam.mat`` of SYSU-MM01: which images each trial of its official evaluation draws."""
+"""``rand_perm_cam.mat`` of SYSU-MM01: the image draws of its official evaluation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from icre.errors import DataError
 TRIALS = 10
 _VARIABLE = "rand_perm_cam"
 _HINT = "take the file from the release, or draw the gallery with draw='seeded'"
-# What scipy raises for an empty, cut or changed file, or one of MATLAB 7.3, depending on where it stumbles.
+# Errors of scipy for empty, truncated or corrupted files and for files of MATLAB 7.3.
 _UNREADABLE = (MatReadError, OSError, ValueError, TypeError, IndexError, NotImplementedError, zlib.error)
 
 
 def read_permutations(path: Path) -> dict[tuple[int, int], NDArray[np.int64]]:
-    """By (camera, identity), both counted from 1: a permutation of the image numbers 1 to n in each of 10 rows.
+    """Map (camera, identity), both from 1, to 10 rows, each a permutation of the image numbers 1 to n.
 
-    In the file that is a cell for each camera, with a cell for each identity; an identity that is not in a camera has
-    an empty one there, and no entry here. DataError for a file that is missing, unreadable or not of that form.
+    The file has a cell per camera with a cell per identity. The cell of an identity that is absent from a camera is
+    empty and has no entry here. Raises DataError for a file that is missing, unreadable or not of that form.
     """
     cells = {
         (camera, identity): rows

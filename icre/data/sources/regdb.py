@@ -1,8 +1,8 @@
 """RegDB: ``{Visible,Thermal}/<id>/*.bmp``, lists ``idx/{train,test}_{visible,thermal}_{1..10}.txt``.
 
-Ten splits of the 412 identities into two halves, one model each. There are no cameras: the two of the record stand for
-the modalities, ``1`` visible and ``2`` thermal, so that a rule about equal cameras excludes nothing.
-Every function takes the folder with ``Visible`` and ``idx`` in it and returns sorted records; the order labels
+Ten splits of the 412 identities into two halves, one model each. There are no cameras: the camera of a record is its
+modality, ``1`` visible or ``2`` thermal, so a rule about equal cameras excludes nothing.
+Functions take the folder that contains ``Visible`` and ``idx`` and return sorted records, whose order labels
 identities.
 """
 
@@ -18,7 +18,7 @@ from icre.data.sources.tree import as_root, read_records
 TRIALS = range(1, 11)
 IDENTITIES = 206
 IMAGES = 2_060
-"""Of each list: 10 images of each identity."""
+"""Images per list: 10 of each identity."""
 
 _NAMES: dict[Modality, str] = {"visible": "visible", "infrared": "thermal"}
 _CAMIDS: dict[Modality, str] = {"visible": "1", "infrared": "2"}
@@ -27,23 +27,23 @@ _CAMIDS: dict[Modality, str] = {"visible": "1", "infrared": "2"}
 def train(root: str | Path, trial: int, modality: Modality) -> list[Record]:
     """The images of ``idx/train_{visible,thermal}_{trial}.txt``; infrared is the thermal list.
 
-    trial: 1 to 10. DataError when the list cannot be used or an image of it is not there, ProtocolError for another
-    argument.
+    trial: 1 to 10. Raises DataError when the list is unusable or one of its images is missing, ProtocolError for an
+    invalid argument.
     """
     return _read(root, "train", trial, modality)
 
 
 def test(root: str | Path, trial: int, modality: Modality) -> list[Record]:
-    """The images of ``idx/test_{visible,thermal}_{trial}.txt``, as :func:`train`: query in one modality, gallery in
+    """The images of ``idx/test_{visible,thermal}_{trial}.txt``, as :func:`train`. Query in one modality, gallery in
     the other, in both directions.
     """
     return _read(root, "test", trial, modality)
 
 
 def validate(root: str | Path) -> list[str]:
-    """A line for each count of any split that differs from the published one; none for the whole data set.
+    """One line per count of any split that differs from the published one; none for the complete data set.
 
-    DataError when a list cannot be used or an image of it is not there.
+    Raises DataError when a list is unusable or one of its images is missing.
     """
     found: dict[str, int] = {}
     published: dict[str, int] = {}

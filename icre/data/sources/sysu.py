@@ -1,7 +1,7 @@
 """SYSU-MM01: ``cam1..cam6/<id:04d>/<n:04d>.jpg``, identity lists and gallery permutations in ``exp/``.
 
 Cameras 1, 2, 4 and 5 are visible, 3 and 6 infrared. Infrared queries, visible gallery, ten trials.
-Every function takes the folder with ``cam1`` and ``exp`` in it and returns sorted records; the order labels identities.
+Functions take the folder that contains ``cam1`` and ``exp`` and return sorted records, whose order labels identities.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PUBLISHED = {
 def train(root: str | Path) -> list[Record]:
     """Every image of the identities in ``exp/train_id.txt`` and ``exp/val_id.txt``, of all six cameras.
 
-    DataError when a list or the tree cannot be used, or an identity is in both lists.
+    Raises DataError when a list or the tree is unusable, or an identity is in both lists.
     """
     folder = as_root(root)
     first, second = (_groups(folder, name, (1, 2, 3, 4, 5, 6)) for name in TRAIN_LISTS)
@@ -55,34 +55,34 @@ def train(root: str | Path) -> list[Record]:
 def query(root: str | Path, mode: Mode) -> list[Record]:
     """Every image of the test identities in cameras 3 and 6, the same in both modes.
 
-    DataError when the list or the tree cannot be used; ProtocolError for another ``mode``.
+    Raises DataError when the list or the tree is unusable, ProtocolError for an invalid ``mode``.
     """
     check_choice("mode", mode, GALLERY_CAMERAS)
     return every_image(_groups(as_root(root), TEST_LIST, QUERY_CAMERAS))
 
 
 def test(root: str | Path) -> list[Record]:
-    """Every image of the test identities, of all six cameras: what queries and galleries are picked from.
+    """Every image of the test identities, of all six cameras, from which queries and galleries are selected.
 
-    DataError when the list or the tree cannot be used.
+    Raises DataError when the list or the tree is unusable.
     """
     return every_image(_groups(as_root(root), TEST_LIST, (1, 2, 3, 4, 5, 6)))
 
 
 def gallery(root: str | Path, mode: Mode, trial: int, *, shots: int = 1, draw: Draw = "seeded") -> list[Record]:
-    """``shots`` images of each test identity in each camera of the mode (all where there are fewer), of one trial.
+    """``shots`` images per test identity and camera of the mode (all if there are fewer), for one trial.
 
-    trial: 0 to 9. mode: ``all`` takes cameras 1, 2, 4 and 5, ``indoor`` 1 and 2. draw: name it beside a result, for the
-    two pick different images.
+    trial: 0 to 9. mode: ``all`` takes cameras 1, 2, 4 and 5, ``indoor`` 1 and 2. draw: report it with
+    results, as the two draws pick different images.
 
-    - ``official``: the first ``shots`` of row ``trial`` of ``exp/rand_perm_cam.mat``, as the data set's own evaluation.
+    - ``official``: the first ``shots`` of row ``trial`` of ``exp/rand_perm_cam.mat``, as in the official evaluation.
     - ``seeded``, one shot: ``random.seed(trial)``, then ``random.choice`` of the sorted files of each camera of each
-      identity, as AGW, CAJ and DEEN.
+      identity, as in AGW, CAJ and DEEN.
     - ``seeded``, several shots: the same order, ``numpy.random.choice(files, shots, replace=False)`` after
-      ``numpy.random.seed(trial)``. The public evaluators with several shots draw so, but seed only ``random``, which
-      leaves NumPy's draw to chance; the seed is what is added here.
+      ``numpy.random.seed(trial)``. The public multi-shot evaluators draw this way but seed only ``random``, which
+      leaves NumPy's draw unseeded; the NumPy seed is added here.
 
-    DataError when the list, the tree or the permutations cannot be used; ProtocolError for another argument.
+    Raises DataError when the list, the tree or the permutations are unusable, ProtocolError for an invalid argument.
     """
     check_choice("mode", mode, GALLERY_CAMERAS)
     check_choice("trial", trial, range(TRIALS))
@@ -97,9 +97,9 @@ def gallery(root: str | Path, mode: Mode, trial: int, *, shots: int = 1, draw: D
 
 
 def validate(root: str | Path) -> list[str]:
-    """A line for each count that differs from the published one; none for the whole data set.
+    """One line per count that differs from the published one; none for the complete data set.
 
-    DataError when the data set cannot be read at all. The official permutations are not looked at.
+    Raises DataError when the data set cannot be read at all. The official permutations are not checked.
     """
     trained, queries = train(root), query(root, "all")
     groups = {mode: _groups(as_root(root), TEST_LIST, cameras) for mode, cameras in GALLERY_CAMERAS.items()}

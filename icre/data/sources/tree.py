@@ -1,7 +1,7 @@
-"""Folders and list files of benchmark data sets, read strictly: what a list names has to be there.
+"""Strict reader of folders and list files of benchmark data sets: listed files must exist.
 
-Everything is read from the path relative to the root, so neither the root's own name nor a link on the way to it
-matters. All mistakes of a list are reported at once, with line and value.
+Labels come from paths relative to the root, so the name of the root and links to it do not matter. All errors in a
+list are reported at once, with line and value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LINE = re.compile(r"(?P<path>\S.*?)\s+(?P<label>[0-9]{1,9})")
 
 
 def as_root(root: str | Path) -> Path:
-    """``root`` as a path; DataError when no folder is there."""
+    """``root`` as a path. Raises DataError if it is not a folder."""
     path = Path(root)
     if not path.is_dir():
         raise DataError(f"data set root {path}: no such folder", hint="name the folder that the release unpacks to")
@@ -29,10 +29,10 @@ def as_root(root: str | Path) -> Path:
 
 
 def list_images(root: Path, folder: str) -> list[str] | None:
-    """Sorted paths of the image files right in ``folder``, relative to ``root``; None where there is no such folder.
+    """Sorted paths of the image files directly in ``folder``, relative to ``root``; None if there is no such folder.
 
-    Hidden files, folders and whatever has no image suffix (``Thumbs.db``) are passed over. DataError for a folder
-    that cannot be read.
+    Hidden files, folders and files without an image suffix (``Thumbs.db``) are ignored. Raises DataError for an
+    unreadable folder.
     """
     try:
         entries = list((root / folder).iterdir())
@@ -47,7 +47,7 @@ def list_images(root: Path, folder: str) -> list[str] | None:
 def read_identities(root: Path, name: str) -> list[int]:
     """The identities of ``<root>/<name>``, ascending: one line of comma-separated positive integers, each once.
 
-    DataError for a file that is missing or is anything else.
+    Raises DataError for a file that is missing or of another form.
     """
     lines = _read_lines(root, name)
     problems = [f"line {number}: {line!r} is a second line" for number, line in lines[1:]]
@@ -65,11 +65,11 @@ def read_identities(root: Path, name: str) -> list[int]:
 
 
 def read_records(root: Path, name: str, parse: Callable[[str], Record | None], *, layout: str) -> list[Record]:
-    """The images of ``<root>/<name>``, a line ``<path> <label>`` each, sorted.
+    """The images of ``<root>/<name>``, one line ``<path> <label>`` each, sorted.
 
-    parse: the record of a path, None for one that is not of ``layout``. The identity is the path's; the labels need
-    only tell the identities apart as the paths do. DataError for a file that is missing, a malformed line, a path that
-    is listed twice or is not there, and labels that contradict the paths.
+    parse: the record of a path, or None if it is not of ``layout``. Identities come from paths; labels only need
+    to distinguish the same identities. Raises DataError for a missing file, a malformed line, a path that is listed
+    twice or does not exist, and labels that contradict the paths.
     """
     problems = []
     records: dict[str, Record] = {}
@@ -94,7 +94,7 @@ def read_records(root: Path, name: str, parse: Callable[[str], Record | None], *
 
 
 def _contradictions(known: dict[str, str], pid: str, label: int) -> list[str]:
-    """What is wrong when identity and label name each other in ``known``, which learns them when they are new."""
+    """Contradictions of a pair of identity and label with ``known``, to which new pairs are added."""
     pairs = ((f"identity {pid}", f"label {label}"), (f"label {label}", f"identity {pid}"))
     return [
         f"{one} is {other} here and {known[one]} above" for one, other in pairs if known.setdefault(one, other) != other
@@ -102,7 +102,7 @@ def _contradictions(known: dict[str, str], pid: str, label: int) -> list[str]:
 
 
 def _read_lines(root: Path, name: str) -> list[tuple[int, str]]:
-    """Numbered from 1; blank ones left out, the others without white space around them."""
+    """Stripped lines numbered from 1, without blank ones."""
     path = root / name
     try:
         text = path.read_text(encoding="utf-8-sig")

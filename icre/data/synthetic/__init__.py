@@ -1,8 +1,7 @@
-"""Procedural people in two modalities: a data set that needs no download, no agreement and no consent.
+"""Procedural people in two modalities: a data set without download, licence agreement or consent.
 
-Made for tests, demonstrations and benchmarks of the pipeline. What a person keeps across modalities is shape,
-gait, pattern and what is carried; colour and infrared reflectance are independent, so that a network can only
-match by the former.
+For tests, demonstrations and benchmarks of the pipeline. Shape, gait, pattern and carried objects are shared across
+modalities. Colour and infrared reflectance are independent, so a network can only match by the former.
 """
 
 from icre.data.synthetic.folder import generate

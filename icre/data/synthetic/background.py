@@ -10,14 +10,14 @@ from icre.data.synthetic.person import Array, tint
 from icre.data.synthetic.spec import SyntheticSpec
 
 SUPER = 2  # canvas pixels per image pixel and side
-MARGIN = 0.08  # of a background is left over for random crops, on either axis
+MARGIN = 0.08  # share of a background reserved for random crops, on either axis
 
 
 def background(spec: SyntheticSpec, rng: Generator, number: int, channels: int) -> Array:
-    """The empty scene of a camera, C reflectances 0..1 a pixel, with a margin for crops."""
+    """The empty scene of a camera, C reflectances 0..1 per pixel, with a margin for crops."""
     height, width = (SUPER * side + int(MARGIN * SUPER * side) for side in (spec.height, spec.width))
     horizon = int(height * rng.uniform(0.58, 0.78))
-    kind = (_bricks, _panels, _foliage, _railing)[(number + spec.seed) % 4]  # neighbours look different
+    kind = (_bricks, _panels, _foliage, _railing)[(number + spec.seed) % 4]  # adjacent cameras differ
     wall = kind(rng, horizon, width)
     ground = _paving(rng, height - horizon, width)
     wall_tone, ground_tone = rng.uniform(0.35, 0.65), rng.uniform(0.4, 0.62)

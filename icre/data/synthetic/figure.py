@@ -1,4 +1,4 @@
-"""From a person and a pose to a figure: a small 3-D skeleton, dressed, as tubes from back to front."""
+"""Figure of a person in a pose: a small dressed 3-D skeleton, as tubes from back to front."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from icre.data.synthetic.tubes import ELLIPSE, EVEN, FLAT, Figure, Point, Tube, 
 
 @dataclass(frozen=True)
 class Pose:
-    """One moment of one walk, as one camera sees it: ``yaw`` 0 faces the camera; angles in radians."""
+    """One moment of a walk, relative to a camera: ``yaw`` 0 faces the camera; angles in radians."""
 
     phase: float
     yaw: float
@@ -21,7 +21,7 @@ class Pose:
 
 def figure(person: Person, pose: Pose) -> Figure:
     """Pose the person and flatten it: x to the image's right, y up, unit = mean stature."""
-    # Sides with x * sin(yaw) > 0 are turned away from the camera: they are drawn first.
+    # Sides with x * sin(yaw) > 0 face away from the camera and are drawn first.
     far = 1 if sin(pose.yaw) > 0 else -1
     hands = {side: _arm(person, pose, side) for side in (far, -far)}
     tubes = [*_behind(person), *hands[far], *_leg(person, pose, far), *_leg(person, pose, -far)]

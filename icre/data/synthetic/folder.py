@@ -1,4 +1,4 @@
-"""Writing a synthetic data set as a folder: images, split, and a page that says what it is."""
+"""Write a synthetic data set as a folder: images, split, and a description."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from icre.data.synthetic.spec import MODALITIES, SyntheticSpec
 from icre.errors import ConfigError, DataError, StorageError
 
 _MARKER = "synthetic.json"
-_FORMAT = 1  # raise it with any change of the images: folders of the older look are then refused
+_FORMAT = 1  # increase with any change of the images: folders of older versions are then rejected
 
 
 def generate(
@@ -26,14 +26,14 @@ def generate(
 ) -> None:
     """Write ``<root>/{visible,infrared}/<identity:04d>/<camera>_<index:04d>.jpg`` and ``split.json``.
 
-    Beside them, SYNTHETIC.md says that the data is synthetic, and synthetic.json holds the spec. The folder
-    appears whole or not at all: it is built in a sibling folder and renamed. A ``root`` that already holds
-    this spec is left alone. ``advance`` is called with the number of images that were just written.
+    SYNTHETIC.md marks the data as synthetic, and synthetic.json holds the spec. The folder is created atomically: it
+    is built in a sibling folder and renamed. A ``root`` that already holds this spec is left unchanged. ``advance``
+    is called with the number of images just written.
 
     Raises:
         ConfigError: ``workers`` is below 1.
         DataError: ``root`` holds something else.
-        StorageError: the file system refuses.
+        StorageError: writing fails.
     """
     if workers < 1:
         raise ConfigError(f"workers is {workers}, must be at least 1", hint="use 1 to stay in this process")
@@ -54,7 +54,7 @@ def generate(
 def _build(root: Path, spec: SyntheticSpec, workers: int, advance: Callable[[int], None] | None) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-        tree = Path(scratch) / "tree"  # not scratch itself, which only its owner may read
+        tree = Path(scratch) / "tree"  # not scratch itself, which is readable only by its owner
         tree.mkdir()
         for written in _write_all(tree, spec, workers):
             if advance is not None:
@@ -66,13 +66,13 @@ def _build(root: Path, spec: SyntheticSpec, workers: int, advance: Callable[[int
 
 
 def _write_all(tree: Path, spec: SyntheticSpec, workers: int) -> Iterator[int]:
-    """Yields the number of images of each person as it is on disk."""
+    """Yields the number of images of each person once written."""
     write = partial(_write_person, tree, spec)
     identities = range(1, spec.identities + 1)
     if workers == 1:
         yield from map(write, identities)
         return
-    # Spawn, not fork: the caller may hold threads (torch, Ray) that a fork would leave locked.
+    # Spawn, not fork: the caller may have threads (torch, Ray) whose locks a fork would leave held.
     with ProcessPoolExecutor(min(workers, spec.identities), mp_context=get_context("spawn")) as pool:
         yield from pool.map(write, identities, chunksize=4)
 

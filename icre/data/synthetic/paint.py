@@ -1,4 +1,4 @@
-"""A posed figure onto a canvas: outlines through a camera's view, garment patterns, rounded shading."""
+"""Paint a posed figure onto a canvas: outlines in a camera's view, garment patterns, rounded shading."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LEVELS = len(_NESTED)
 
 @dataclass(frozen=True)
 class View:
-    """How a camera maps body coordinates to canvas pixels, and where its light comes from."""
+    """A camera's map from body coordinates to canvas pixels, and the direction of its light."""
 
     unit: float  # canvas pixels of one mean stature
     column: float  # canvas column of the feet
@@ -31,13 +31,13 @@ class View:
     light: float  # -1 from the left to 1 from the right
 
     def to_canvas(self, points: Array) -> Array:
-        """Body points (..., 2) to canvas (column, row), (..., 2)."""
+        """Map body points (..., 2) to canvas (column, row), (..., 2)."""
         x, y = points[..., 0], points[..., 1]
         column = self.column + self.unit * (x * (1 + self.taper * (y - 0.5)) + self.shear * y)
         return np.stack([column, self.row - self.unit * y], -1)
 
     def to_body(self, rows: Array, columns: Array) -> tuple[Array, Array]:
-        """Inverse of :meth:`to_canvas` for pixel centres: x and y, each of the shape given."""
+        """Inverse of :meth:`to_canvas` for pixel centres: x and y, each of the given shape."""
         y = (self.row - rows - 0.5) / self.unit
         x = ((columns + 0.5 - self.column) / self.unit - self.shear * y) / (1 + self.taper * (y - 0.5))
         return x, y
@@ -69,7 +69,7 @@ def _grid(flat: NDArray[np.int64], width: int) -> tuple[Array, Array]:
 def _rasterise(shape: Figure, view: View, height: int, width: int) -> NDArray[np.uint8]:
     """Codes label * levels + level, H x W; 0 outside the person."""
     nested = np.array(_NESTED, np.float32)[:, None, None]
-    # Inner levels lean towards the light, so that a limb's bright ridge is off its axis.
+    # Inner levels are shifted towards the light, which moves a limb's bright ridge off its axis.
     offset = (1 - nested) * 0.55 * view.light * shape.radii * np.sign(shape.normals[:, :1])
     left, right = offset - nested * shape.radii, offset + nested * shape.radii
     across = np.concatenate([left, right[..., ::-1]], -1)[..., None] * shape.normals[:, None]
@@ -84,7 +84,7 @@ def _rasterise(shape: Figure, view: View, height: int, width: int) -> NDArray[np
 
 
 def _shading(codes: NDArray[np.uint8], modality: Modality) -> Array:
-    """Brightness factor H x W, smoothed so that the levels do not show."""
+    """Brightness factor H x W, smoothed to hide the levels."""
     table = (np.array(_SHADES[modality] * 16, np.float32) * 200).astype(np.uint8)
     table[0] = 170
     blurred = Image.fromarray(table[codes]).filter(ImageFilter.BoxBlur(1.5))

@@ -1,7 +1,7 @@
-"""Who a synthetic person is: the clues that both modalities share, and the tones that each keeps to itself.
+"""Appearance of a synthetic person: clues shared by both modalities, and tones specific to each.
 
-Shape, gait, cut and pattern are shared. Colour (visible) and reflectance (infrared) are drawn from streams of
-their own, so no grey level of one modality says anything about the other.
+Shape, gait, cut and pattern are shared. Colour (visible) and reflectance (infrared) are drawn from
+separate streams, so grey levels of one modality carry no information about the other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CLUES, _VISIBLE, _INFRARED = 10, 11, 12
 
 @dataclass(frozen=True)
 class Body:
-    """Lengths in units of the mean stature (half widths where it says so); angles in radians."""
+    """Lengths in units of the mean stature (half widths where noted); angles in radians."""
 
     stature: float
     leg: float  # height of the hip over stature
@@ -43,14 +43,14 @@ class Body:
     elbow: float  # standing bend
     lean: float  # forward lean
     spread: float  # arms away from the body
-    phase: float  # where in the stride this person is usually seen
+    phase: float  # usual phase of the stride
 
 
 @dataclass(frozen=True)
 class Outfit:
-    """Everything of the silhouette that is worn or carried."""
+    """Worn and carried parts of the silhouette."""
 
-    hem: float  # how far the upper garment falls below the hip
+    hem: float  # length of the upper garment below the hip
     long_sleeves: bool
     lower: str  # trousers, shorts or skirt
     loose: float  # width factor of the lower garment
@@ -80,7 +80,7 @@ class Tones:
 
 @dataclass(frozen=True)
 class Person:
-    """One identity: what stays the same in all of its images."""
+    """One identity: the properties shared by all of its images."""
 
     body: Body
     outfit: Outfit
@@ -91,7 +91,7 @@ class Person:
 
 @lru_cache(maxsize=512)
 def person(spec: SyntheticSpec, identity: int) -> Person:
-    """The person behind a number. Difficulty pulls body, gait and pattern contrast towards the mean."""
+    """The person with a given number. Difficulty pulls body, gait and pattern contrast towards the mean."""
     keep = 1 - 0.65 * spec.difficulty
     rng = np.random.default_rng((spec.seed, _CLUES, identity))
     body, outfit = _body(rng, keep), _outfit(rng)
@@ -138,9 +138,9 @@ def _tones(rng: Generator, modality: Modality, upper: Pattern, lower: Pattern) -
     hues = _visible_base(rng) if modality == "visible" else _infrared_base(rng)
     accent = hues.copy()
     for label, pattern in ((UPPER, upper), (LOWER, lower)):
-        # The sign is each modality's own: what is the light stripe here may be the dark one there.
+        # The sign is drawn per modality: a light stripe in one may be dark in the other.
         step = pattern.contrast * rng.choice([-1.0, 1.0])
-        # Centres are symmetric about 1/2 whatever the contrast, so means stay independent of it.
+        # Centres are symmetric about 1/2 at any contrast, so means stay independent of it.
         centre = rng.uniform(abs(step) + 0.06, 0.94 - abs(step))
         hues[label], accent[label] = (tint(rng, centre + sign * step, hues.shape[1]) for sign in (-1, 1))
     return Tones(hues, accent)
@@ -162,7 +162,7 @@ def _visible_base(rng: Generator) -> Array:
 
 def _infrared_base(rng: Generator) -> Array:
     base = np.zeros((N_LABELS, 1), np.float32)
-    base[SKIN] = rng.uniform(0.80, 0.90)  # all skin glows in the near infrared
+    base[SKIN] = rng.uniform(0.80, 0.90)  # skin is bright in the near infrared
     for label, (low, high) in {
         HAIR: (0.15, 0.65),
         HAT: (0.15, 0.85),

@@ -1,4 +1,4 @@
-"""One synthetic image, from its five coordinates alone."""
+"""Render one synthetic image from its five coordinates."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from icre.data.synthetic.scene import Camera, camera_of, crop, expose, occlude, 
 from icre.data.synthetic.spec import MODALITIES, Modality, SyntheticSpec
 
 _IMAGE_STREAM, _QUALITY_STREAM = 30, 31
-_STRANGERS = 100_000  # identities from here on only ever walk through other people's images
+_STRANGERS = 100_000  # identities from here on appear only as passers-by
 
 
 def render_image(spec: SyntheticSpec, identity: int, modality: Modality, camera: int, index: int) -> NDArray[np.uint8]:
     """The ``index``-th image of a person by a camera: H x W x 3, a pure function of its arguments.
 
     ``identity`` counts from 1, ``camera`` is one of ``spec.cameras(modality)``. Infrared images have three
-    equal channels. Any ``index`` from 0 is a fresh moment, also beyond ``spec.images_per_modality``.
+    equal channels. Every ``index`` from 0 is a new moment, also beyond ``spec.images_per_modality``.
     """
     rng = _stream(spec, _IMAGE_STREAM, identity, modality, camera, index)
     seen = camera_of(spec, modality, camera)
@@ -34,7 +34,7 @@ def render_image(spec: SyntheticSpec, identity: int, modality: Modality, camera:
 
 
 def jpeg_quality(spec: SyntheticSpec, identity: int, modality: Modality, camera: int, index: int) -> int:
-    """Quality to save an image with: 95 without difficulty, down to 40 with all of it."""
+    """Random JPEG quality of an image: 95 at difficulty 0, from 40 to 95 at difficulty 1."""
     rng = _stream(spec, _QUALITY_STREAM, identity, modality, camera, index)
     return 95 - int(55 * spec.difficulty * rng.random())
 
@@ -54,7 +54,7 @@ def _walk(
     *,
     aside: float,
 ) -> None:
-    """Draw one person in a pose of this image, ``aside`` image widths off the usual place."""
+    """Draw one person in a pose of this image, ``aside`` image widths off the usual position."""
     amount = spec.difficulty
     pose = Pose(
         phase=who.body.phase + 1.0 + (0.25 + 2.9 * amount) * rng.uniform(-1, 1),

@@ -1,4 +1,4 @@
-"""Where a synthetic person is seen: cameras with viewpoint, light and background; occluders; the sensor."""
+"""Scene of a synthetic person: cameras with viewpoint, light and background; occluders; the sensor."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _CAMERA_STREAM = 20
 
 @dataclass(frozen=True)
 class Camera:
-    """What stays the same over all images of a camera. C is 3 visible, 1 infrared."""
+    """Constants of all images of a camera. C is 3 for visible, 1 for infrared."""
 
-    yaw: float  # radians; the side from which people are mostly seen
+    yaw: float  # radians; usual viewing angle
     scale: float
     shift: tuple[float, float]  # of the person, in image widths and heights
     shear: float
@@ -36,7 +36,7 @@ class Camera:
 
 @lru_cache(maxsize=32)
 def camera_of(spec: SyntheticSpec, modality: Modality, number: int) -> Camera:
-    """The camera behind a number; its peculiarities grow with difficulty."""
+    """The camera with a given number; its deviations grow with difficulty."""
     rng = np.random.default_rng((spec.seed, _CAMERA_STREAM, number))
     amount = spec.difficulty
     channels = 3 if modality == "visible" else 1
@@ -64,7 +64,7 @@ def _falloff(spec: SyntheticSpec, rng: Generator, depth: float) -> Array:
 
 
 def view(spec: SyntheticSpec, seen: Camera, rng: Generator) -> View:
-    """One image's view of a walking person: the camera's own, with a little jitter."""
+    """View of a walking person in one image: the camera's view with small jitter."""
     amount, canvas_h, canvas_w = spec.difficulty, SUPER * spec.height, SUPER * spec.width
     jitter = rng.uniform(-1, 1, 4)
     return View(
@@ -78,7 +78,7 @@ def view(spec: SyntheticSpec, seen: Camera, rng: Generator) -> View:
 
 
 def crop(spec: SyntheticSpec, seen: Camera, rng: Generator) -> Array:
-    """A fresh canvas cut out of the camera's background, canvas H x W x C."""
+    """A new canvas cropped from the camera's background, canvas H x W x C."""
     pad_h, pad_w = (int(MARGIN * SUPER * side) for side in (spec.height, spec.width))
     sway = rng.uniform(-0.5, 0.5, 2) * min(1.0, 0.1 + spec.difficulty)
     top, left = int(pad_h * (0.5 + sway[0])), int(pad_w * (0.5 + sway[1]))
@@ -111,7 +111,7 @@ def occlude(canvas: Array, rng: Generator) -> None:
 
 
 def expose(canvas: Array, spec: SyntheticSpec, seen: Camera, modality: Modality, rng: Generator) -> NDArray[np.uint8]:
-    """What the sensor makes of the canvas: H x W x 3, uint8; the three channels are equal in infrared."""
+    """Sensor image of the canvas: H x W x 3, uint8; the three channels are equal in infrared."""
     amount = spec.difficulty
     small = (canvas[::2, ::2] + canvas[1::2, ::2] + canvas[::2, 1::2] + canvas[1::2, 1::2]) * np.float32(0.25)
     gain = seen.gain * np.float32(2 ** (0.3 * amount * rng.uniform(-1, 1)))

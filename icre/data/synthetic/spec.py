@@ -1,4 +1,4 @@
-"""What to generate: the numbers that fix a synthetic data set, their rules, and what follows from them."""
+"""Specification of a synthetic data set: its numbers, their rules, and derived cameras and splits."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ MODALITIES: tuple[Modality, Modality] = ("visible", "infrared")
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """A synthetic data set, to the last byte on one platform. Breaking its rules raises ``ConfigError``."""
+    """Fully determines a synthetic data set, bitwise on one platform. Raises ``ConfigError`` for invalid values."""
 
     identities: int
     """Number of people, 3 to 9999; they are numbered from 1."""
     images_per_modality: int
-    """Images of each person in each modality, dealt to that modality's cameras in turn."""
+    """Images of each person in each modality, distributed round-robin over that modality's cameras."""
     height: int = 128
     """Image height in pixels."""
     width: int = 64
     """Image width in pixels."""
     difficulty: float = 0.5
-    """0 (matching by edges nearly works) to 1 (very hard): scales every nuisance, shrinks identity clues."""
+    """0 (matching by edges nearly works) to 1 (very hard): scales all nuisances, reduces identity clues."""
     seed: int = 0
-    """Same seed and numbers, same images."""
+    """Random seed; equal seeds and numbers give equal images."""
     visible_cameras: int = 4
-    """Numbered 1, 2, 4, 5, 7, ...: every third number is left to an infrared camera, as in SYSU-MM01."""
+    """Number of cameras, numbered 1, 2, 4, 5, 7, ...: every third number is an infrared camera, as in SYSU-MM01."""
     infrared_cameras: int = 2
-    """Numbered 3, 6, 9, ..."""
+    """Number of cameras, numbered 3, 6, 9, ..."""
     train_share: float = 0.6
-    """Share of the identities to train on; the three shares add up to 1."""
+    """Share of training identities; the three shares add up to 1."""
     val_share: float = 0.1
-    """Share of the identities that choose the best epoch."""
+    """Share of validation identities, which select the best epoch."""
     test_share: float = 0.3
-    """Share of the identities that are only ever tested on."""
+    """Share of test identities."""
 
     def __post_init__(self) -> None:
         broken = list(_broken_rules(self))
@@ -56,7 +56,7 @@ class SyntheticSpec:
         return tuple(k + k // 2 + 1 for k in range(self.visible_cameras))
 
     def split(self) -> dict[str, list[str]]:
-        """Identity directory names by part, sorted; disjoint, together all identities, fixed by the seed."""
+        """Identity directory names by split, sorted: disjoint, covering all identities, fixed by the seed."""
         order = np.random.default_rng((self.seed, _SPLIT_STREAM)).permutation(self.identities) + 1
         names = [f"{identity:04d}" for identity in order]
         n_val, n_test = round(self.val_share * self.identities), round(self.test_share * self.identities)

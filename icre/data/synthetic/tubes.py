@@ -1,6 +1,6 @@
-"""Tubes: the one kind of shape that synthetic people are made of.
+"""Tubes, the only shape in synthetic people.
 
-A tube is a straight centre line with a half width at eight stations; limbs, trunk, head, bags are all tubes.
+A tube is a straight centre line with a half width at eight stations. Limbs, trunk, head and bags are tubes.
 Body frame: x to the person's side, y up from the ground, z forward; unit = mean stature.
 """
 
@@ -37,11 +37,11 @@ class Figure:
 
 
 def flatten(tubes: list[Tube], *, hip: float, lean: float, yaw: float) -> Figure:
-    """Lean the part above the ``hip`` forward, then look at it from ``yaw``: x to the image's right, y up."""
+    """Lean the part above the ``hip`` forward, then project from ``yaw``: x to the image's right, y up."""
     ends = np.array([(tube[1], tube[2]) for tube in tubes], np.float32)  # n, 2, 3
     x, y = ends[..., 0], ends[..., 1]
     z = ends[..., 2] + lean * np.maximum(0, y - hip)
-    # The camera stands a little above: what comes nearer also sinks in the image.
+    # The camera is slightly above: nearer parts are lower in the image.
     flat = np.stack([x * cos(yaw) + z * sin(yaw), y - 0.15 * cos(yaw) * z], -1)
     place, over, radii = (np.stack([tube[k] for tube in tubes]) for k in (3, 4, 5))
     axis = flat[:, 1] - flat[:, 0]
@@ -58,5 +58,5 @@ def capsule(label: int, a: Point, b: Point, ra: float, rb: float) -> Tube:
 
 
 def profile(label: int, x: float, top: float, bottom: float, radii: NDArray[np.floating], z: float = 0.0) -> Tube:
-    """An upright tube with a half width of its own at each of eight even stations from top to bottom."""
+    """An upright tube with a separate half width at each of eight even stations from top to bottom."""
     return label, (x, top, z), (x, bottom, z), EVEN, FLAT, radii.astype(np.float32)
