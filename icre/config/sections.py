@@ -33,9 +33,10 @@ ProtocolName = Literal[
 ]
 """Evaluation protocols: icre/evaluation/protocols.py says what each of them is."""
 
-FOLDER_CHOICES = {"trials", "shots", "camera_rule", "cmc"}
+FOLDER_CHOICES = {"trials", "shots", "camera_rule", "cmc", "seed"}
 """Keys of ``evaluation`` that only the protocol ``folder`` leaves open."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -64,6 +65,8 @@ class Synthetic(Section):
     """Infrared cameras."""
     difficulty: Share = 0.4
     """0: little but the identity varies; 1: viewpoint, occlusion and noise hide most of it."""
+    seed: Seed = 0
+    """Seed of the people; the recipe's ``seed`` does not change them."""
 
 
 class Split(Section):
@@ -76,6 +79,8 @@ class Split(Section):
     test: Share = 0.5
     """Without a file: share of identities never trained on; benchmark sources have their own. Membership is a hash
     of the identity's name, so identities that arrive later never move the others."""
+    seed: Seed = 0
+    """Seed of that hash; the recipe's ``seed`` moves no identity between the parts."""
 
 
 class Data(Section):
@@ -154,6 +159,8 @@ class Loss(Section):
     icg: Icg = Icg()
     triplet: Literal["batch_hard", "weighted_regularized", "hetero_center"] | None = None
     """A reference loss of the ablation, added to the others; None: the paper's objective."""
+    triplet_normalize: bool = False
+    """L2-normalise the features of ``triplet`` first; its papers do not."""
 
 
 class Batch(Section):
@@ -297,6 +304,8 @@ class Evaluation(Section):
     """same_camera: gallery images of the query's identity and camera are ignored."""
     cmc: Literal["image", "identity"] = "image"
     """What CMC counts: images, or identities (SYSU-MM01, LLCM)."""
+    seed: Seed = 0
+    """Seed of the gallery draws; trainings that differ in the recipe's ``seed`` are ranked by the same draws."""
     flip: bool = False
     """Average the features of an image and of its mirror image; tables say so."""
     rerank: bool = False
