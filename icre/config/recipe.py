@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from icre.config.retraining import Retrain
 from icre.config.sections import (
@@ -24,6 +24,7 @@ from icre.config.sections import (
     Optimizer,
     Schedule,
     Section,
+    Seed,
     Telemetry,
     Train,
 )
@@ -37,8 +38,9 @@ class Recipe(Section):
     """Runs are named ``<name>-<date>-<time>`` unless ``--run`` is given."""
     storage: str = "storage"
     """Location of data sets and runs: a folder, or s3://bucket/prefix."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of weights, batches, augmentation and gallery draws."""
+    seed: Seed = 0
+    """Seed of the training: initial weights, batches and augmentation. Splits, gallery draws and synthetic people have
+    separate seeds."""
     components: tuple[Component, ...] = get_args(Component)
     """Enabled parts of ICRE; [] is the baseline."""
     data: Data = Data()
@@ -85,6 +87,11 @@ class Recipe(Section):
         yield (
             m.weights is not None or m.weights_sha256 is None,
             "model.weights_sha256 is given without model.weights: name the file, or remove the checksum",
+        )
+        yield (
+            not (m.weights or "").startswith("http://") or m.weights_sha256 is not None,
+            f"model.weights={m.weights}: over plain http anybody on the way can change the file: give https://, or "
+            "model.weights_sha256",
         )
         fewest, most = t.worker_range
         yield fewest <= most, f"train.workers={[fewest, most]}: the first is the minimum, the second the maximum"

@@ -33,9 +33,10 @@ ProtocolName = Literal[
 ]
 """Evaluation protocols, defined in icre/evaluation/protocols.py."""
 
-FOLDER_CHOICES = {"trials", "shots", "camera_rule", "cmc"}
+FOLDER_CHOICES = {"trials", "shots", "camera_rule", "cmc", "seed"}
 """Keys of ``evaluation`` that are fixed by every protocol but ``folder``."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -64,6 +65,8 @@ class Synthetic(Section):
     """Number of infrared cameras."""
     difficulty: Share = 0.4
     """0: little but the identity varies. 1: viewpoint, occlusion and noise hide most of it."""
+    seed: Seed = 0
+    """Seed of the synthetic people, independent of the recipe's ``seed``."""
 
 
 class Split(Section):
@@ -76,6 +79,8 @@ class Split(Section):
     test: Share = 0.5
     """Without a file: share of identities held out for testing; benchmark sources have their own. Membership is a hash
     of the identity's name, so new identities never move existing ones."""
+    seed: Seed = 0
+    """Seed of that hash, independent of the recipe's ``seed``."""
 
 
 class Data(Section):
@@ -154,6 +159,8 @@ class Loss(Section):
     icg: Icg = Icg()
     triplet: Literal["batch_hard", "weighted_regularized", "hetero_center"] | None = None
     """Reference loss of the ablation, added to the others; None: the paper's objective."""
+    triplet_normalize: bool = False
+    """L2-normalise the features of ``triplet`` first, which its papers do not."""
 
 
 class Batch(Section):
@@ -296,6 +303,8 @@ class Evaluation(Section):
     """same_camera: gallery images of the query's identity and camera are ignored."""
     cmc: Literal["image", "identity"] = "image"
     """Unit of CMC: images, or identities (SYSU-MM01, LLCM)."""
+    seed: Seed = 0
+    """Seed of the gallery draws, independent of the recipe's ``seed``."""
     flip: bool = False
     """Average the features of an image and its mirror image; marked in tables."""
     rerank: bool = False

@@ -95,11 +95,11 @@ class Protocol:
 
 
 def protocol_of(recipe: Recipe) -> Protocol:
-    """The recipe's protocol; the gallery draws of ``folder`` use the recipe's seed."""
+    """The recipe's protocol."""
     settings = recipe.evaluation
     if settings.protocol != "folder":
         return FIXED[settings.protocol]
-    return Protocol(**settings.model_dump(include=FOLDER_CHOICES), seed=recipe.seed)
+    return Protocol(**settings.model_dump(include=FOLDER_CHOICES))
 
 
 def for_validation(protocol: Protocol) -> Protocol:

@@ -58,7 +58,7 @@ class Objective:
         return {"loss": loss, **terms}
 
     def _triplet(self, features: Tensor, pids: Tensor, infrared: Tensor) -> Tensor:
-        normalize = self.settings.icg.normalize
+        normalize = self.settings.triplet_normalize
         match self.settings.triplet:
             case "batch_hard":
                 return batch_hard_triplet(features, pids, normalize=normalize)

@@ -55,6 +55,14 @@ def any_worker(flags: Sequence[bool], device: torch.device) -> list[bool]:
     return [bool(flag) for flag in answer.tolist()]
 
 
+def broadcast_buffers(network: nn.Module) -> None:
+    """Overwrite each worker's buffers (running statistics of batch norm) with those of worker 0."""
+    if world_size() == 1:
+        return
+    for buffer in network.buffers():
+        dist.broadcast(buffer, src=0)
+
+
 def synchronise_batch_norm(network: nn.Module) -> nn.Module:
     """Make every BatchNorm of ``network`` use training statistics of all workers; parameter names are kept."""
     for name, child in network.named_children():

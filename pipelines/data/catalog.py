@@ -91,7 +91,7 @@ def _benchmark(recipe: config.Recipe, root: Storage) -> Survey:
             f"data.root={root.url}: identities both trained and tested on: {', '.join(sorted(both)[:5])}",
             hint="take the identity lists from the release",
         )
-    held_out = splits.split_by_hash(trained, val=recipe.data.split.val, test=0.0, seed=recipe.seed)
+    held_out = splits.split_by_hash(trained, val=recipe.data.split.val, test=0.0, seed=recipe.data.split.seed)
     split_of: dict[str, SplitName] = {**held_out, **dict.fromkeys(sorted(tested), "test")}
     return Survey(root, sorted([*train, *test]), split_of, differences=differences)
 
@@ -136,7 +136,7 @@ def _refuse_empty(root: Storage, records: Sequence[Record], files: Sequence[str]
 def _split(recipe: config.Recipe, root: Storage, pids: Sequence[str]) -> dict[str, SplitName]:
     settings = recipe.data.split
     if settings.file is None:
-        return splits.split_by_hash(pids, val=settings.val, test=settings.test, seed=recipe.seed)
+        return splits.split_by_hash(pids, val=settings.val, test=settings.test, seed=settings.seed)
     path = root / settings.file
     if not path.exists():
         raise DataError(

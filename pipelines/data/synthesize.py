@@ -33,7 +33,6 @@ def spec_of(recipe: config.Recipe) -> tuple[SyntheticSpec, Path]:
         **settings.model_dump(),
         height=data.height,
         width=data.width,
-        seed=recipe.seed,
         train_share=1 - data.split.val - data.split.test,
         val_share=data.split.val,
         test_share=data.split.test,

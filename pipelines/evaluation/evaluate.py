@@ -9,13 +9,14 @@ from typing import Any
 from icre import config
 from icre.data.sources import sysu
 from icre.data.sources.permutations import read_permutations
+from icre.errors import DataError
 from icre.evaluation import protocol_of
 from icre.evaluation.gallery_sampling import Permutations
-from pipelines.data.prepared import open_data
+from pipelines.data.prepared import PreparedData, open_data
 from pipelines.evaluation.features import features_of, model_hash
 from pipelines.evaluation.measure import measure
 from pipelines.runs.networks import load_network
-from pipelines.runs.run import Run
+from pipelines.runs.run import CLASSES, UNTRAINED, Run
 from pipelines.runtime.command import override_recipe
 from pipelines.runtime.console import say
 from pipelines.storage import Storage
@@ -42,8 +43,12 @@ def evaluated_recipes(
 
 
 def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
-    """Evaluate one checkpoint inside an open Ray session and write ``eval/<name>-<protocol>.json``."""
+    """Evaluate one checkpoint and write ``eval/<name>-<protocol>.json``; inside an open Ray session for its workers.
+
+    Raises DataError when the run was trained on an identity that this data set now tests.
+    """
     data = open_data(recipe)
+    changes = [] if name == UNTRAINED else _changes_since_training(run, data)
     permutations = permutations_of(recipe) if protocol_of(recipe).draw == "official" else None
     network, described = load_network(run.location.url, name)
     model = described["sha256"] or model_hash(network)
@@ -56,10 +61,30 @@ def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
         "synthetic": data.manifest["synthetic"],
         **measure(features, data, recipe, permutations=permutations),
     }
+    result["data"]["differences"] += changes
     for difference in result["data"]["differences"]:
         say(f"warning: {difference}")
     result_path(run, name, recipe).write_json(result)
     return result
+
+
+def _changes_since_training(run: Run, data: PreparedData) -> list[str]:
+    """A line where the run was trained on other data. Raises DataError for test identities that it was trained on."""
+    trained = run.manifest["data"]
+    if data.hash == trained["hash"]:
+        return []
+    if data.manifest["name"] != trained["name"]:  # identities of two data sets may share names
+        return [f"{run.name} was trained on another data set, {trained['name']}"]
+    seen = (run.location / CLASSES).read_json(default={"seen": []})["seen"]
+    leaked = sorted({record.pid for record in data.records(data.rows_of("test"))} & set(seen))
+    if leaked:
+        raise DataError(
+            f"{data.location.url}: run {run.name} was trained on {len(leaked)} of its test identities: "
+            f"{', '.join(leaked[:5])}{', …' if len(leaked) > 5 else ''}",
+            hint="it was prepared again with another split: prepare that of the training under another data.name, or "
+            "train again",
+        )
+    return [f"{trained['name']} was prepared again after {run.name} was trained"]
 
 
 def permutations_of(recipe: config.Recipe) -> Permutations | None:

@@ -35,7 +35,7 @@ def measure(
     with progress("evaluate: ranking", 3 + len(protocol.directions), "parts") as advance:
         results = run_protocol(features, records, protocol, rerank=recipe.evaluation.rerank, permutations=permutations)
         advance(1)
-        noise = torch.randn(len(features), 64, generator=torch.Generator().manual_seed(recipe.seed))
+        noise = torch.randn(len(features), 64, generator=torch.Generator().manual_seed(recipe.evaluation.seed))
         chance = run_protocol(noise, records, protocol, permutations=permutations)
         advance(1)
         histogram = distance_histogram(features, records)

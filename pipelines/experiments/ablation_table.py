@@ -76,7 +76,7 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
         "Percent; ± is the sample standard deviation over the seeds. Each value is the mean over the gallery draws. "
         "The last columns: the mean of the directions' mAP minus that of the first row with the same seed, and p of "
         "the two-sided paired t-test that it is 0, not corrected for the number of rows.",
-        describe_protocol(first, leave_out=["seed"]),
+        describe_protocol(first),
         *([SYNTHETIC] if first["synthetic"] else []),
     ]
 

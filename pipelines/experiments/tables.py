@@ -29,6 +29,12 @@ def _sweep(symbol: str, key: str, chosen: float, values: Sequence[float]) -> tup
     return tuple(Variant(f"{symbol} = {value:g}", (f"{key}={value:g}",), value) for value in ordered)
 
 
+_TRIPLETS = {
+    "batch-hard triplet": "batch_hard",
+    "weighted regularised triplet": "weighted_regularized",
+    "hetero-centre triplet": "hetero_center",
+}
+
 TABLES: dict[str, tuple[Variant, ...]] = {
     "components": (
         Variant("baseline", (_with(),)),
@@ -67,9 +73,17 @@ TABLES: dict[str, tuple[Variant, ...]] = {
     ),
     "losses": (
         Variant("ID", (_with("mpfr", "sdce"),)),
-        Variant("ID + batch-hard triplet", (_with("mpfr", "sdce"), "loss.triplet=batch_hard")),
-        Variant("ID + weighted regularised triplet", (_with("mpfr", "sdce"), "loss.triplet=weighted_regularized")),
-        Variant("ID + hetero-centre triplet", (_with("mpfr", "sdce"), "loss.triplet=hetero_center")),
+        *(
+            Variant(f"ID + {words}", (_with("mpfr", "sdce"), f"loss.triplet={name}"))
+            for words, name in _TRIPLETS.items()
+        ),
+        *(
+            Variant(
+                f"ID + {words}, unit features",
+                (_with("mpfr", "sdce"), f"loss.triplet={name}", "loss.triplet_normalize=true"),
+            )
+            for words, name in _TRIPLETS.items()
+        ),
         Variant("ID + ICG", (_with("mpfr", "sdce", "icg"),)),
     ),
     "lambda": _sweep("λ", "loss.icg.weight", 1.0, (0.1, 0.2, 0.5, 0.8, 1.0, 1.5, 2.0)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,10 +110,10 @@ def table_rows(group: Sequence[Evaluation]) -> list[Row]:
     return rows
 
 
-def describe_protocol(evaluation: Evaluation, *, leave_out: Collection[str] = ()) -> str:
-    """One line with all choices that affect the numbers; ``leave_out``: protocol keys to omit."""
+def describe_protocol(evaluation: Evaluation) -> str:
+    """One line with every choice that the numbers depend on."""
     data, protocol = evaluation["data"], dict(evaluation["protocol"])
-    shown = {k: v for k, v in protocol.items() if k != "name" and k not in leave_out}
+    shown = {k: v for k, v in protocol.items() if k != "name"}
     choices = "; ".join(f"{_PROTOCOL_WORDS.get(k, k)} {_value(v)}" for k, v in shown.items())
     return (
         f"Protocol {protocol['name']}: {choices}. "

@@ -16,9 +16,9 @@ from icre.training.checkpoint import Progress
 from icre.training.optimizer import build_optimizer
 from pipelines.data.prepared import PreparedData
 from pipelines.experiments import runner
-from pipelines.retraining.registry import BEST, CLASSES, learnt
+from pipelines.retraining.registry import BEST, learnt
 from pipelines.runs.networks import initial_network
-from pipelines.runs.run import Run
+from pipelines.runs.run import CLASSES, Run
 from pipelines.training import launch
 from pipelines.training.checkpointer import folder_name
 

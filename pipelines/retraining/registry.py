@@ -19,12 +19,11 @@ from typing import Any, Literal
 from icre.errors import DataError, UserError, WeightsError
 from icre.training import checkpoint
 from pipelines.runs.provenance import now
-from pipelines.runs.run import Run
+from pipelines.runs.run import CLASSES, Run
 from pipelines.storage import Storage
 from pipelines.storage.log import Log
 
-CLASSES = "classes.json"
-"""File in a challenger's run folder: ``classes`` by label, and ``seen``, all identities its weights were trained on."""
+"""In the run folder of a challenger: ``classes``, by label, and ``seen``, all identities its weights ever learnt."""
 BEST = "best"
 
 

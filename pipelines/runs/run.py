@@ -27,6 +27,8 @@ from pipelines.runs.provenance import now, provenance
 from pipelines.runtime.console import print_warning
 from pipelines.storage import Storage
 
+CLASSES = "classes.json"
+"""In a run folder: ``classes``, the training identities by label, and ``seen``, all that the weights ever learnt."""
 UNTRAINED = "untrained"
 """Name of the checkpoint that every run has: the weights before the first step, rebuilt from the recipe."""
 
@@ -177,6 +179,7 @@ def create_run(
             hint="give another --run name, or leave it out for one made of the date and time",
         )
     (run.location / "config.yaml").write_text(recipe.to_yaml())
+    (run.location / CLASSES).write_json({"classes": data["classes"], "seen": data["classes"]})
     further = dict(lineage or {})
     parents = [data_url, *further.pop("parents", [])]
     (run.location / "manifest.json").write_json(provenance(recipe, data) | further | {"run": name, "parents": parents})

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -19,7 +20,7 @@ import ray
 import ray.data
 
 from icre import config
-from icre.errors import StorageError
+from icre.errors import StorageError, UserError
 from pipelines.runtime.console import warned_of
 from pipelines.runtime.progress import progress
 from pipelines.storage import Storage
@@ -83,7 +84,15 @@ def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterat
             started["num_cpus"] = max(os.cpu_count() or 1, math.ceil(demand.cpus), MIN_LOGICAL_CPUS)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
         with progress("joining the cluster" if attached else "starting Ray"):
-            session: Any = ray.init(**quiet, **started)
+            try:
+                _check_address(os.environ.get("RAY_ADDRESS", ""))
+                session: Any = ray.init(**quiet, **started)
+            except OSError as error:  # a ConnectionError is one
+                raise UserError(
+                    f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: cannot join this Ray cluster: {error}",
+                    hint="is it running, and does it want a token (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)? Unset "
+                    "RAY_ADDRESS to start a Ray here",
+                ) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         # The newer Parquet reader always starts 32 processes for the footers; on two cores that takes longer than
@@ -98,6 +107,13 @@ def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterat
                 ray.shutdown()
             if not attached:
                 _copy_logs(folder, logs / "ray")
+
+
+def _check_address(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would end the process after some time without a word."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and "://" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager

@@ -23,11 +23,13 @@ def validate(
 ) -> dict[str, float] | None:
     """rank1, mAP and mINP, averaged over the protocol's directions; None without validation identities.
 
-    All workers must call it.
+    All workers must call it. They rank the network that a checkpoint would hold: worker 0's, whose running statistics
+    of batch norm the others take over, where ``train.sync_batch_norm`` is off and each has its own.
     """
     rows = data.rows_of("val")
     if not rows:
         return None
+    distributed.broadcast_buffers(network)
     with compute.uncompiled(recipe.compute):
         features = embed_rows(network, data, rows, recipe, device)
     results = run_protocol(features, data.records(rows), for_validation(protocol_of(recipe)))
@@ -52,7 +54,7 @@ def embed_rows(
         for start in range(0, len(mine), batch_size):
             chunk = slice(start, start + batch_size)
             images = load_images(data, mine[chunk], height=size.height, width=size.width)
-            parts.append(network.embed(normalise(images.to(device)), torch.tensor(infrared[chunk], device=device)))
+            parts.append(network.embed(normalise(images.to(device)), torch.tensor(infrared[chunk])))
     gathered = distributed.gather(torch.cat(parts)).cpu()
     features = gathered.view(world, -1, gathered.shape[1]).transpose(0, 1).flatten(0, 1)[: len(rows)]
     if len(features) != len(rows):

@@ -208,6 +208,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         (["model.mpfr_stages=[2,2]"], ["model.mpfr_stages"]),
         (["model.sdce_order=self"], ["model.sdce_order"]),
         ([f"model.weights_sha256='{7:064d}'"], ["model.weights_sha256"]),
+        (["model.weights=http://host/r50.pth"], ["model.weights=http://host/r50.pth"]),
         (["batch.identities=3", "train.workers=[2,4]"], ["batch.identities=3", "train.workers=4"]),
         (["train.workers=[4,2]"], ["train.workers=[4, 2]"]),
         (["train.workers=[1,2]", "compute.micro_batches=8"], ["train.workers=2", "compute.micro_batches=8"]),

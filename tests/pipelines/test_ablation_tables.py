@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 
 from icre import config
-from icre.losses.objective import Triplet
 from icre.statistics import Spread, paired_differences, paired_p_value
 from pipelines.experiments.tables import TABLES
 
@@ -38,7 +37,9 @@ def test_every_option_of_the_network_and_the_loss_is_a_row_of_a_table() -> None:
     assert {0.0, 1.0} < used("model", "output_gain")
     assert used("loss", "icg", "centers") == options(config.Icg, "centers")
     assert used("loss", "icg", "normalize") == {True, False}
-    assert used("loss", "triplet") == {None, *get_args(Triplet)}
+    (kinds, _) = get_args(config.Loss.model_fields["triplet"].annotation)
+    assert used("loss", "triplet") == {None, *get_args(kinds)}
+    assert used("loss", "triplet_normalize") == {True, False}
 
 
 def test_the_component_table_holds_every_subset_once_from_the_baseline_to_the_full_network() -> None:

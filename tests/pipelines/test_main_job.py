@@ -16,10 +16,13 @@ import torch
 from icre import config
 from icre.data.augmentation import normalise
 from icre.errors import DataError, StoppedError, UserError, WeightsError
+from icre.evaluation import protocol_of
 from pipelines import report
 from pipelines.data import prepare
+from pipelines.data.catalog import survey
 from pipelines.data.feed import load_images
 from pipelines.data.prepared import PreparedData, open_data
+from pipelines.data.synthesize import spec_of
 from pipelines.evaluation import evaluate, features
 from pipelines.runs.networks import load_network
 from pipelines.runs.provenance import now
@@ -255,6 +258,38 @@ def test_a_run_is_evaluated_by_its_own_recipe_with_overrides_on_top(one_worker: 
     ]
     with pytest.raises(UserError, match=r"evaluation\.trials=7"):
         evaluate.evaluated_recipes(one_worker, trained.storage, ["evaluation.trials=7"], ["llcm"])
+
+
+def test_who_was_trained_on_is_not_tested_and_a_data_set_that_changed_is_named(
+    one_worker: Run, module_recipes: Any, tmp_path: Path
+) -> None:
+    storage = tmp_path / "storage"
+    run = Run(Storage(shutil.copytree(one_worker.location.url, storage / "runs" / "one")))
+    common = (f"storage={storage}", "evaluation.workers=0")
+    again = module_recipes(*common, "data.split.file=null", "data.split.seed=1")
+    prepare.run(again)
+    assert set(open_data(again).classes) != set(open_data(one_worker.recipe).classes)
+    with pytest.raises(DataError, match=r"trained on \d+ of its test identities"):
+        evaluate.evaluate(run, again, "best")
+    assert evaluate.evaluate(run, again, "untrained")["data"]["differences"] == []
+
+    smaller = module_recipes(*common, "data.jpeg_quality=60")
+    prepare.run(smaller)
+    assert evaluate.evaluate(run, smaller, "best")["data"]["differences"] == [
+        "people was prepared again after one was trained"
+    ]
+    other = module_recipes(*common, "data.name=others")
+    prepare.run(other)
+    found = evaluate.evaluate(run, other, "best")["data"]["differences"]
+    assert found == ["one was trained on another data set, people"]
+
+
+def test_the_seed_moves_nobody_and_changes_no_draw(module_recipes: Any) -> None:
+    split = ("data.split.file=null", "data.synthetic.identities=4")
+    one, other, moved = (module_recipes(*split, *more) for more in ((), ("seed=7",), ("data.split.seed=7",)))
+    assert survey(one).split_of == survey(other).split_of != survey(moved).split_of
+    assert protocol_of(one) == protocol_of(other)
+    assert spec_of(one)[0] == spec_of(other)[0]
 
 
 def test_a_run_name_is_used_once(one_worker: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,14 +37,15 @@ input()
 
 @pytest.fixture(scope="session")
 def running_ray(folders: Folders) -> dict[str, str]:
-    """The variable by which commands find a Ray that runs on this machine already, as on a workstation that has one.
+    """The variables by which commands find a Ray that runs on this machine already, as on a workstation that has one.
 
     Starting one is a third of what a command without trainings takes. The README's block, the demo and whatever is
     killed start their own.
     """
-    command = folders("ray").start("python", "-c", RAY, stdin=subprocess.PIPE)
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    command = folders("ray").on(token).start("python", "-c", RAY, stdin=subprocess.PIPE)
     until(lambda: command.out.endswith("\n"), command)
-    return {"RAY_ADDRESS": command.out.strip()}
+    return {"RAY_ADDRESS": command.out.strip(), **token}
 
 
 @dataclass(frozen=True)

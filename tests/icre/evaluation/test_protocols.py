@@ -216,7 +216,9 @@ def test_every_name_of_a_recipe_is_a_protocol():
     assert {"folder", *FIXED} == set(get_args(config.ProtocolName))
     for name, fixed in FIXED.items():
         assert (fixed.name, protocol_of(config.load_recipe(None, [f"evaluation.protocol={name}"]))) == (name, fixed)
-    own = config.load_recipe(None, ["evaluation.trials=3", "evaluation.shots=2", "evaluation.cmc=identity", "seed=9"])
+    own = config.load_recipe(
+        None, ["evaluation.trials=3", "evaluation.shots=2", "evaluation.cmc=identity", "seed=8", "evaluation.seed=9"]
+    )
     assert protocol_of(own) == Protocol(trials=3, shots=2, cmc="identity", seed=9)
 
 

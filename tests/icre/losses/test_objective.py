@@ -54,9 +54,9 @@ def test_without_icg_the_loss_is_identity_and_the_chosen_triplet(options: dict[s
     assert terms["loss"].item() == pytest.approx((terms["id"] + want).item(), rel=1e-6)
 
 
-def test_normalize_reaches_the_triplet_too() -> None:
+def test_the_triplet_has_a_scale_of_its_own() -> None:
     logits, features = batch()
-    objective = Objective(Loss(triplet="batch_hard"), icg=False)
+    objective = Objective(Loss(icg=Icg(normalize=False), triplet="batch_hard", triplet_normalize=True), icg=False)
     long = objective(logits, PIDS, 9 * features, PIDS, INFRARED)
     short = objective(logits, PIDS, features, PIDS, INFRARED)
     torch.testing.assert_close(long, short)

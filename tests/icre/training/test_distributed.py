@@ -111,6 +111,14 @@ def gathering(rank: int, world_size: int) -> dict[str, Any]:
     }
 
 
+def broadcasting(rank: int) -> dict[str, Tensor]:
+    """Running statistics that differ on each worker, after those of worker 0 were taken over."""
+    layer = nn.BatchNorm1d(3)
+    layer(torch.randn(5, 3, generator=torch.Generator().manual_seed(rank)))
+    distributed.broadcast_buffers(nn.Sequential(layer))
+    return layer.state_dict()
+
+
 def worker(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
@@ -121,6 +129,7 @@ def worker(rank: int, world_size: int, folder: str) -> None:
     if world_size > 1:
         with everything_in("float64"):
             result |= {"batch_norm": batch_norm(rank, world_size), "gather": gathering(rank, world_size)}
+            result["buffers"] = broadcasting(rank)
     torch.save(result, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -235,3 +244,12 @@ def test_synchronised_network_keeps_its_tensors_names_and_frozen_bias() -> None:
     assert not network.head.neck.bias.requires_grad
     assert network.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_all_workers_validate_with_the_running_statistics_of_worker_0(
+    run: Callable[[int], list[dict[str, Any]]],
+) -> None:
+    first, second = run(2)
+    fresh = nn.BatchNorm1d(3).state_dict()
+    assert not torch.equal(first["buffers"]["running_mean"], fresh["running_mean"].double())
+    assert all(torch.equal(second["buffers"][name], value) for name, value in first["buffers"].items())

@@ -33,7 +33,7 @@ def one_step(recipe: Recipe, *, epoch: int = 0) -> tuple[dict[str, float], dict[
 @pytest.mark.parametrize("normalize", [True, False])
 def test_terms_are_those_of_the_recipe(normalize: bool) -> None:
     icg = {"weight": 0.5, "rho1": 0.02, "rho2": 30.0, "normalize": normalize}
-    recipe = tiny_recipe(augmentation=PLAIN, loss={"icg": icg, "triplet": "batch_hard"})
+    recipe = tiny_recipe(augmentation=PLAIN, loss={"icg": icg, "triplet": "batch_hard", "triplet_normalize": normalize})
     batch = Pixels.random().batch(recipe, step=0)
     with torch.no_grad():
         output = tiny_network(recipe)(normalise(batch.images), batch.infrared)
