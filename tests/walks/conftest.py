@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folders]:
 
 
 RAY = """
+import os, time
 import ray
 
+parent = os.getppid()
 print(ray.init("local", num_cpus=4, include_dashboard=False).address_info["gcs_address"], flush=True)
-input()
+while os.getppid() == parent:
+    time.sleep(1)
 """
 
 
@@ -43,7 +45,7 @@ def running_ray(folders: Folders) -> dict[str, str]:
     killed start their own.
     """
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    command = folders("ray").on(token).start("python", "-c", RAY, stdin=subprocess.PIPE)
+    command = folders("ray").on(token).start("python", "-c", RAY)
     until(lambda: command.out.endswith("\n"), command)
     return {"RAY_ADDRESS": command.out.strip(), **token}
 

@@ -116,9 +116,7 @@ class Ended:
 class Running:
     """A command that was started, in a process group of its own."""
 
-    def __init__(
-        self, words: Sequence[str], folder: Path, environment: Mapping[str, str], logs: Path, *, stdin: int
-    ) -> None:
+    def __init__(self, words: Sequence[str], folder: Path, environment: Mapping[str, str], logs: Path) -> None:
         self.words, self.mark = tuple(words), uuid.uuid4().hex
         self._started = time.monotonic()
         self._logs = logs
@@ -129,7 +127,7 @@ class Running:
                 [PROGRAMS.get(words[0], words[0]), *words[1:]],
                 cwd=folder,
                 env={**environment, MARK: self.mark},
-                stdin=stdin,
+                stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
@@ -182,9 +180,9 @@ class Folder:
         """The same folder, for commands that use a Ray that runs already."""
         return Folder(self.path, self.environment | ray, self._logs, self._started)
 
-    def start(self, *words: str, stdin: int = subprocess.DEVNULL) -> Running:
+    def start(self, *words: str) -> Running:
         """A command, which goes on while the walk does something else."""
-        running = Running(words, self.path, self.environment, self._logs, stdin=stdin)
+        running = Running(words, self.path, self.environment, self._logs)
         self._started.append(running)
         return running
 
