@@ -90,8 +90,8 @@ def ray_session(logs: Path, *, demand: Demand, dashboard: bool = True) -> Iterat
             except OSError as error:  # a ConnectionError is one
                 raise UserError(
                     f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: cannot join this Ray cluster: {error}",
-                    hint="is it running, and does it want a token (RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH)? Unset "
-                    "RAY_ADDRESS to start a Ray here",
+                    hint="is it running? If it wants a token: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+                    "RAY_AUTH_TOKEN_PATH. Without RAY_ADDRESS, a Ray is started here",
                 ) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

@@ -44,7 +44,7 @@ def running_ray(folders: Folders) -> dict[str, str]:
     Starting one is a third of what a command without trainings takes. The README's block, the demo and whatever is
     killed start their own.
     """
-    token = {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     command = folders("ray").on(token).start("python", "-c", RAY)
     until(lambda: command.out.endswith("\n"), command)
     return {"RAY_ADDRESS": command.out.strip(), **token}
