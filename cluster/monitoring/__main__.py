@@ -38,7 +38,7 @@ def main() -> None:
         running.enter_context(servers)
         print(f"# Prometheus: {servers.prometheus}/alerts, /targets, /graph")
         print(f"# in a recipe: telemetry.pushgateway={servers.pushgateway}")
-        print("# Grafana: python -m cluster.monitoring.dashboard > icre.json, and import that")
+        print("# Grafana: import cluster/monitoring/icre.json")
         print("# ready (ends, with all that was collected, on Ctrl-C)", flush=True)
 
     serve(parser, start)
