@@ -78,7 +78,7 @@ def truncated(stage: Stage, calm: Run) -> Outcome:
     with command.disturbed() as process:
         command.kill(process)
     step = command.last_step
-    newest = command.run.location / f"checkpoints/{command.run.reference('last')}/model.safetensors"
+    newest = command.run.location / f"checkpoints/{command.run.checkpoints.pointed('last')}/model.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     command.run_to_the_end()
     return command.outcome(

@@ -170,7 +170,7 @@ class Command:
     @property
     def last_step(self) -> int:
         """Step of the newest durable checkpoint."""
-        last = self.run.reference("last")
+        last = self.run.checkpoints.pointed("last")
         return 0 if last is None else int(last.removeprefix("step-"))
 
     def _wait(self, process: subprocess.Popen[bytes], happened: Callable[[], bool], otherwise: str) -> None:
@@ -209,7 +209,9 @@ class Command:
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     """Weights of the last checkpoint."""
-    return load((run.location / "checkpoints" / str(run.reference("last")) / "model.safetensors").read_bytes())
+    return load(
+        (run.location / "checkpoints" / str(run.checkpoints.pointed("last")) / "model.safetensors").read_bytes()
+    )
 
 
 def weights_off(run: Run, calm: Run) -> float:

@@ -140,7 +140,7 @@ class Week:
     def until_in_training(self, night: str, process: subprocess.Popen[bytes]) -> None:
         """Wait until the night's training has its own first checkpoint."""
         run, start = self.challenger(night), "step-00000000"
-        until(lambda: process.poll() is not None or (run.reference("last") or start) > start)
+        until(lambda: process.poll() is not None or (run.checkpoints.pointed("last") or start) > start)
         if process.poll() is not None or run.state != "running":
             raise SystemExit(f"{night}: its training was over before it could be disturbed; more --steps")
 

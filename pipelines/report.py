@@ -110,7 +110,7 @@ def _pictures(run: Run, others: Sequence[Run], data: PreparedData) -> list[Pictu
 
 
 def _model(run: Run, checkpoint: str, label: str, examples: Examples) -> Model | None:
-    if checkpoint != UNTRAINED and run.reference(checkpoint) is None:
+    if checkpoint != UNTRAINED and run.checkpoints.pointed(checkpoint) is None:
         return None
     size, shown = ((r.data.height, r.data.width) for r in (run.recipe, examples.recipe))
     if size != shown:

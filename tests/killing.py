@@ -16,7 +16,7 @@ WAIT_S = 300.0
 
 
 def last_step(run: Run) -> int:
-    last = run.reference("last")
+    last = run.checkpoints.pointed("last")
     return 0 if last is None else int(last.removeprefix("step-"))
 
 

@@ -48,7 +48,7 @@ def test_a_difference_is_seen(disturbed: tuple[Stage, Run], tmp_path: Path) -> N
     shutil.copytree(calm.location.url, tmp_path / "other")
     other = Run(Storage(tmp_path / "other"))
     assert weights_off(other, calm) == metrics_off(other, calm) == 0
-    path = tmp_path / "other" / "checkpoints" / str(other.reference("last")) / "model.safetensors"
+    path = tmp_path / "other" / "checkpoints" / str(other.checkpoints.pointed("last")) / "model.safetensors"
     content = load_file(path)
     content["head.classifier.weight"][0, 0] += 1e-3
     save_file(content, path)

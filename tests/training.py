@@ -71,7 +71,7 @@ def train_here(sweep: Sweep, numbers: Sequence[int], **_: Any) -> None:
 
 def weights(run: Run, name: str = "last") -> dict[str, torch.Tensor]:
     """The network's tensors in the checkpoint ``last`` or ``best``."""
-    return load((run.location / "checkpoints" / str(run.reference(name)) / "model.safetensors").read_bytes())
+    return load((run.location / "checkpoints" / str(run.checkpoints.pointed(name)) / "model.safetensors").read_bytes())
 
 
 def equal(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,12 +74,15 @@ def write_checkpoint(folder: Path, snapshot: Snapshot) -> None:
     (folder / META).write_text(json.dumps(meta, indent=2))
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """Read the checkpoint's JSON and verify its files against it. Raises WeightsError on any difference."""
+def read_meta(folder: Path, *, files: Collection[str] = (NETWORK, OPTIMIZER)) -> dict[str, Any]:
+    """Read the checkpoint's JSON and verify ``files`` against it, as far as it lists them.
+
+    Raises WeightsError on any difference.
+    """
     hint = "the checkpoint is damaged or was only partly written; use another one of the run's checkpoints/"
     try:
         meta: dict[str, Any] = json.loads((folder / META).read_text())
-        described = meta["files"].items()
+        described = [(name, meta["files"][name]) for name in meta["files"] if name in files]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{folder / META}: not a readable checkpoint: {error!r}", hint=hint) from error
     for name, expected in described:

@@ -10,11 +10,11 @@ from icre import config
 from pipelines.data.prepared import PreparedData
 from pipelines.evaluation import evaluate
 from pipelines.evaluation.measure import choices
+from pipelines.runs.checkpoints import folder_name
 from pipelines.runs.run import Run
 from pipelines.runtime.session import Demand, ray_session_for
 from pipelines.storage import Storage
 from pipelines.training import execution, launch, resumption
-from pipelines.training.checkpointer import folder_name
 
 CHECKPOINT = "best"
 
@@ -58,4 +58,4 @@ def evaluation_of(run: Run, recipe: config.Recipe) -> dict[str, Any]:
 def _is_current(written: dict[str, Any], run: Run, recipe: config.Recipe) -> bool:
     """True if the result is for the current best checkpoint and this protocol."""
     evaluated = folder_name(written["checkpoint"]["step"])
-    return evaluated == run.reference(CHECKPOINT) and written["protocol"] == choices(recipe)
+    return evaluated == run.checkpoints.pointed(CHECKPOINT) and written["protocol"] == choices(recipe)

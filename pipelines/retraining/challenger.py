@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import torch
 from safetensors.torch import load
 
@@ -20,7 +17,6 @@ from pipelines.retraining.registry import BEST, learnt
 from pipelines.runs.networks import initial_network
 from pipelines.runs.run import CLASSES, Run
 from pipelines.training import launch
-from pipelines.training.checkpointer import folder_name
 
 CLASSIFIER = "head.classifier.weight"
 
@@ -42,7 +38,7 @@ def begin(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run | N
         launch.start(recipe, run.name)
     before = learnt(champion)["seen"] if champion else []
     (run.location / CLASSES).write_json({"classes": data.classes, "seen": sorted({*before, *data.classes})})
-    if champion is not None and run.reference("last") is None:
+    if champion is not None and run.checkpoints.pointed("last") is None:
         manifest = run.manifest
         manifest["parents"] = [data.location.url, champion.location.url]
         (run.location / "manifest.json").write_json(manifest)
@@ -77,7 +73,7 @@ def carry_over(
 def _write_start(recipe: config.Recipe, run: Run, data: PreparedData, champion: Run) -> None:
     """Write a checkpoint of step 0, from which workers start or restart as from any other."""
     network = initial_network(recipe, classes=len(data.classes))
-    with champion.checkpoint(BEST) as (folder, _):
+    with champion.checkpoints.load(BEST) as (folder, _):
         weights = load((folder / checkpoint.NETWORK).read_bytes())
     carry_over(network, weights, before=learnt(champion)["classes"], classes=data.classes)
     snapshot = checkpoint.take_snapshot(
@@ -86,17 +82,12 @@ def _write_start(recipe: config.Recipe, run: Run, data: PreparedData, champion: 
         progress=Progress(step=0, best_metric=None, best_step=None),
         classes=len(data.classes),
     )
-    name = folder_name(0)
-    with tempfile.TemporaryDirectory(prefix="icre-checkpoint-") as scratch:
-        checkpoint.write_checkpoint(Path(scratch), snapshot)
-        for file in (checkpoint.NETWORK, checkpoint.OPTIMIZER, checkpoint.META):
-            (run.location / "checkpoints" / name / file).upload(Path(scratch) / file)
-    run.point("last", name)
+    run.checkpoints.point("last", run.checkpoints.write(snapshot))
 
 
 def size_mib(run: Run, name: str) -> float:
     """Size of a checkpoint's weights file in MiB."""
-    folder = run.reference(name)
+    folder = run.checkpoints.pointed(name)
     assert folder is not None
     return (run.location / "checkpoints" / folder / checkpoint.NETWORK).size() / 2**20
 

@@ -76,7 +76,10 @@ def judge(
         "metric": recipe.retrain.metric,
         "protocol": choices(recipe) | {"distance": "cosine", "rerank": False},
         "champion": {"run": champion.run.name, "checkpoint": champion.checkpoint},
-        "challenger": {"run": challenger.run.name, "checkpoint": challenger.run.reference(challenger.checkpoint)},
+        "challenger": {
+            "run": challenger.run.name,
+            "checkpoint": challenger.run.checkpoints.pointed(challenger.checkpoint),
+        },
         "rules": [asdict(rule) for rule in judged],
         "frozen": asdict(on_frozen),
         "newest": None if on_newest is None else asdict(on_newest),

@@ -9,15 +9,13 @@ The copy precedes the entry, so the weights of an entry exist even if the run is
 from __future__ import annotations
 
 import hashlib
-import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from icre.errors import DataError, UserError, WeightsError
 from icre.training import checkpoint
+from pipelines.runs.checkpoints import folder_name
 from pipelines.runs.provenance import now
 from pipelines.runs.run import CLASSES, Run
 from pipelines.storage import Storage
@@ -175,20 +173,16 @@ class Registry:
 
         ``checkpoints/best`` is written last, so an interrupted copy is made again.
         """
-        with run.checkpoint(name) as (local, meta), tempfile.TemporaryDirectory(prefix="icre-registry-") as scratch:
+        with run.checkpoints.load(name) as (local, meta):
             described = meta["files"][checkpoint.NETWORK]
-            step = f"step-{checkpoint.progress_of(meta).step:08d}"
+            step = folder_name(checkpoint.progress_of(meta).step)
             folder = f"{run.name}-{step}-{described['sha256'][:12]}"
             copy = Run(self.location / "models" / folder)
-            if copy.reference(BEST) is None or not _holds(copy, step, described):
+            if copy.checkpoints.pointed(BEST) is None or not _holds(copy, step, described):
                 (copy.location / "config.yaml").write_text((run.location / "config.yaml").read_text())
                 (copy.location / "manifest.json").write_json(run.manifest)
                 (copy.location / CLASSES).write_json(learnt(run))
-                (copy.location / "checkpoints" / step / checkpoint.NETWORK).upload(local / checkpoint.NETWORK)
-                reduced = Path(scratch) / checkpoint.META
-                reduced.write_text(json.dumps(meta | {"files": {checkpoint.NETWORK: described}}, indent=2))
-                (copy.location / "checkpoints" / step / checkpoint.META).upload(reduced)
-                copy.point(BEST, step)
+                copy.checkpoints.point(BEST, copy.checkpoints.write_network(local, meta))
             return folder, step, described["sha256"]
 
     def _way_back(self, entry: Entry) -> str:

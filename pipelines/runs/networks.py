@@ -33,7 +33,7 @@ def load_network(run_url: str, name: str) -> tuple[ICRENetwork, dict[str, Any]]:
     if name == UNTRAINED:
         network = initial_network(recipe, classes=run.manifest["data"]["classes"])
         return network, {"name": name, "step": 0, "sha256": None}
-    with run.checkpoint(name) as (folder, meta):
+    with run.checkpoints.load(name) as (folder, meta):
         # The recipe's pretrained weights are not fetched: they would be overwritten.
         network = build_network(recipe, classes=meta["classes"])
         checkpoint.load_network(network, folder)

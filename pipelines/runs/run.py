@@ -9,22 +9,18 @@ object can be replaced atomically everywhere, a folder cannot.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from icre import config
-from icre.errors import DataError, IcreError, StoppedError, UserError, WeightsError
-from icre.training import checkpoint
+from icre.errors import DataError, IcreError, StoppedError, UserError
+from pipelines.runs.checkpoints import CheckpointStore
 from pipelines.runs.provenance import now, provenance
-from pipelines.runtime.console import print_warning
 from pipelines.storage import Storage
 
 CLASSES = "classes.json"
@@ -90,67 +86,10 @@ class Run:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.location / "metrics.jsonl").write_text(text)
 
-    def reference(self, name: str) -> str | None:
-        """The ``step-…`` folder that ``checkpoints/<name>`` (last, best) points to, or None."""
-        path = self.location / "checkpoints" / name
-        return path.read_text().strip() if path.exists() else None
-
-    def point(self, name: str, step_folder: str) -> None:
-        """Point ``checkpoints/<name>`` to a completely written checkpoint."""
-        (self.location / "checkpoints" / name).write_text(step_folder + "\n")
-
-    def remove_checkpoints(self, *, but: Collection[str | None]) -> None:
-        """Remove every ``step-…`` folder except ``but``, metadata first, so that no partial checkpoint is read."""
-        folder = self.location / "checkpoints"
-        for name in folder.list():
-            if name.startswith("step-") and name not in but:
-                (folder / name / checkpoint.META).delete()
-                (folder / name).delete()
-
-    @contextlib.contextmanager
-    def checkpoint(self, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """A verified local copy of the checkpoint ``last``, ``best`` or ``step-…``, and its metadata."""
-        folder = self.reference(name) if name in ("last", "best") else name
-        source = self.location / "checkpoints" / (folder or name)
-        if folder is None or not (source / checkpoint.META).exists():
-            known = [n for n in (self.location / "checkpoints").list() if n.startswith("step-")]
-            raise DataError(
-                f"run {self.name} has no checkpoint {name!r}",
-                hint=f"it has: {', '.join(known) or 'none yet'}; `untrained` is always there",
-            )
-        with tempfile.TemporaryDirectory(prefix="icre-checkpoint-") as scratch:
-            local = Path(scratch)
-            for file in (checkpoint.META, checkpoint.NETWORK, checkpoint.OPTIMIZER):
-                if (source / file).exists():
-                    (source / file).download(local / file)
-            yield local, checkpoint.read_meta(local)
-
-    @contextlib.contextmanager
-    def newest_checkpoint(
-        self, warn: Callable[[str], None] = print_warning
-    ) -> Iterator[tuple[Path, dict[str, Any]] | None]:
-        """The checkpoint to resume training from: ``last``, or the newest intact one before it; None before any.
-
-        A damaged one is skipped with a warning. Raises WeightsError if there are checkpoints and all are damaged.
-        """
-        last = self.reference("last")
-        if last is None:
-            yield None
-            return
-        names = [name for name in (self.location / "checkpoints").list() if name.startswith("step-") and name <= last]
-        with contextlib.ExitStack() as stack:
-            for name in sorted({last, *names}, reverse=True):
-                try:
-                    found = stack.enter_context(self.checkpoint(name))
-                except (WeightsError, DataError) as error:
-                    warn(f"checkpoint {name} of run {self.name} is passed over: {error.message}")
-                    continue
-                yield found
-                return
-        raise WeightsError(
-            f"run {self.name}: all its checkpoints are damaged: {', '.join(sorted({last, *names}))}",
-            hint="restore one of them from a copy of the storage, or start a new run",
-        )
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(self.location / "checkpoints", self.name)
 
 
 def runs_of(storage: Storage) -> Storage:

@@ -6,18 +6,16 @@ A checkpoint becomes durable in this order: its files, its ``checkpoint.json``, 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from icre import config
 from icre.errors import IcreError, TrainingError
-from icre.training import checkpoint
 from icre.training.checkpoint import Snapshot
+from pipelines.runs.checkpoints import folder_name
 from pipelines.runs.run import Run
 
 ATTEMPTS = 2
@@ -51,7 +49,7 @@ class AsyncCheckpointer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="icre-saver")
         self._pending: Future[None] | None = None
         self._failures: list[str] = []
-        self._last_good = run.reference("last")
+        self._last_good = run.checkpoints.pointed("last")
         self._asked = time.monotonic()
 
     @property
@@ -101,31 +99,21 @@ class AsyncCheckpointer:
         self._done(Saved(snapshot.progress.step, time.monotonic() - started))
 
     def _write(self, snapshot: Snapshot, metrics: list[dict[str, Any]], improved: bool) -> None:
-        run, name = self._run, folder_name(snapshot.progress.step)
-        target = run.location / "checkpoints" / name
-        with tempfile.TemporaryDirectory(prefix="icre-checkpoint-") as scratch:
-            checkpoint.write_checkpoint(Path(scratch), snapshot)
-            for file in (checkpoint.NETWORK, checkpoint.OPTIMIZER, checkpoint.META):
-                (target / file).upload(Path(scratch) / file)
+        run = self._run
+        name = run.checkpoints.write(snapshot)
         # Metrics of steps that no checkpoint covers would be duplicated after a restart, so both are written together.
         run.write_metrics(metrics)
         if improved:
-            run.point("best", name)
+            run.checkpoints.point("best", name)
         # Written last: training resumes from it, and would not repeat any write after it.
-        run.point("last", name)
+        run.checkpoints.point("last", name)
         self._last_good = name
-        run.remove_checkpoints(but=self._kept(snapshot.progress.step))
+        run.checkpoints.remove(but=self._kept(snapshot.progress.step))
 
     def _kept(self, step: int) -> set[str | None]:
-        names = (self._run.location / "checkpoints").list()
-        upto = sorted(name for name in names if name.startswith("step-") and name <= folder_name(step))
-        return {*upto[-self._settings.keep :], *filter(self._is_permanent, upto), self._run.reference("best")}
+        upto = [name for name in self._run.checkpoints.list() if name <= folder_name(step)]
+        return {*upto[-self._settings.keep :], *filter(self._is_permanent, upto), self._run.checkpoints.pointed("best")}
 
     def _is_permanent(self, name: str) -> bool:
         every = self._settings.keep_every
         return every is not None and int(name.removeprefix("step-")) % (every * self._steps_per_epoch) == 0
-
-
-def folder_name(step: int) -> str:
-    """Folder of the checkpoint after ``step`` steps; names sort in step order."""
-    return f"step-{step:08d}"

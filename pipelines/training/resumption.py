@@ -48,7 +48,7 @@ def check_same(run: Run, recipe: config.Recipe, data: PreparedData) -> None:
 
 def describe_resumption(run: Run) -> str:
     """One line naming the resumed run and its step. Warns of damaged checkpoints."""
-    with run.newest_checkpoint() as found:
+    with run.checkpoints.newest() as found:
         step = 0 if found is None else progress_of(found[1]).step
     total = run.recipe.train.epochs * steps_per_epoch(run.recipe, open_data(run.recipe))
     return f"train: run {run.name} goes on from step {step} of {total}"

@@ -166,7 +166,7 @@ class Trainer:
             buffer.copy_(before)
 
     def _resume(self, warn: Callable[[str], None]) -> None:
-        with self.run.newest_checkpoint(warn) as found:
+        with self.run.checkpoints.newest(warn) as found:
             if found is None:
                 return
             folder, meta = found

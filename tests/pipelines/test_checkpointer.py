@@ -13,9 +13,10 @@ from icre import config
 from icre.errors import StorageError
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress, Snapshot
+from pipelines.runs.checkpoints import CheckpointStore, folder_name
 from pipelines.runs.run import Run
 from pipelines.storage import Storage
-from pipelines.training.checkpointer import AsyncCheckpointer, Saved, folder_name
+from pipelines.training.checkpointer import AsyncCheckpointer, Saved
 
 
 @pytest.fixture
@@ -70,9 +71,9 @@ def test_the_newest_the_best_and_the_permanent_ones_are_kept(
 ) -> None:
     save_all(saver(run, Heard(), **settings), [7, 10, 13, 20, 30, 40, 45], improved={10, 13})
     assert kept(run) == expected
-    assert (run.reference("last"), run.reference("best")) == (folder_name(45), folder_name(13))
+    assert (run.checkpoints.pointed("last"), run.checkpoints.pointed("best")) == (folder_name(45), folder_name(13))
     for step in expected:
-        with run.checkpoint(folder_name(step)) as (_, meta):
+        with run.checkpoints.load(folder_name(step)) as (_, meta):
             assert meta["progress"]["step"] == step
 
 
@@ -81,28 +82,29 @@ def test_checkpoints_of_a_history_that_was_left_do_not_count_as_newest(run: Run)
     save_all(saver(run, Heard()), [30, 40])
     save_all(saver(run, Heard()), [35])
     assert kept(run) == [30, 35]
-    assert run.reference("last") == folder_name(35)
+    assert run.checkpoints.pointed("last") == folder_name(35)
 
 
 @pytest.mark.parametrize("pointed", [0, 1])
-def test_a_kill_between_two_pointers_loses_no_best_checkpoint(run: Run, pointed: int) -> None:
+def test_a_kill_between_two_pointers_loses_no_best_checkpoint(
+    run: Run, pointed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The new best is step 20; what goes on from the last checkpoint does not come to that step again."""
     save_all(saver(run, Heard()), [10], improved={10})
-    original, done = run.point, list[str]()
+    original, done = CheckpointStore.point, list[str]()
 
-    def point(name: str, step_folder: str) -> None:
+    def point(store: CheckpointStore, name: str, step_folder: str) -> None:
         if len(done) == pointed:
             raise KeyboardInterrupt  # nothing catches it, as nothing catches SIGKILL
-        original(name, step_folder)
+        original(store, name, step_folder)
         done.append(name)
 
-    object.__setattr__(run, "point", point)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(CheckpointStore, "point", point)
         save_all(saver(run, Heard()), [20], improved={20})
-    object.__delattr__(run, "point")
-    last = int(str(run.reference("last")).removeprefix("step-"))
+    last = int(str(run.checkpoints.pointed("last")).removeprefix("step-"))
     save_all(saver(run, Heard()), [step for step in (20, 30) if step > last], improved={20})
-    assert (run.reference("last"), run.reference("best")) == (folder_name(30), folder_name(20))
+    assert (run.checkpoints.pointed("last"), run.checkpoints.pointed("best")) == (folder_name(30), folder_name(20))
 
 
 def test_a_snapshot_does_not_change_while_training_goes_on() -> None:
@@ -132,7 +134,7 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_the_next_one_waits(r
     object.__setattr__(run, "write_metrics", lambda rows: (gate.wait(10), original(rows)))
     save.save(snapshot(5), [], improved=False)
     assert not save.is_due, "a second one inside an epoch would make training wait for the first"
-    assert heard.saved == [] and run.reference("last") is None
+    assert heard.saved == [] and run.checkpoints.pointed("last") is None
     gate.set()
     save.save(snapshot(6), [], improved=False)
     assert [saved.step for saved in heard.saved][:1] == [5]
@@ -149,7 +151,7 @@ def test_one_failure_is_a_warning_and_two_in_a_row_are_an_error_that_names_the_l
     blocked.mkdir()  # writing the file fails now, as on a full disk
     save_all(save, [20])
     assert save.error is None and len(heard.warnings) == 1 and "step 20" in heard.warnings[0]
-    assert run.reference("last") == folder_name(10)
+    assert run.checkpoints.pointed("last") == folder_name(10)
     blocked.rmdir()
     save_all(save, [30])
     blocked.unlink()
@@ -158,7 +160,7 @@ def test_one_failure_is_a_warning_and_two_in_a_row_are_an_error_that_names_the_l
     assert save.error is None, "a success in between starts the count again"
     save_all(save, [50])
     assert save.error is not None and folder_name(30) in save.error.hint
-    with run.newest_checkpoint() as found:
+    with run.checkpoints.newest() as found:
         assert found is not None and found[1]["progress"]["step"] == 30
 
 
@@ -182,4 +184,4 @@ def test_a_failure_is_known_until_a_checkpoint_succeeds(run: Run) -> None:
     assert save.failed
     (run.location / "metrics.jsonl").delete()
     save_all(save, [10])
-    assert not save.failed and run.reference("last") == folder_name(10)
+    assert not save.failed and run.checkpoints.pointed("last") == folder_name(10)

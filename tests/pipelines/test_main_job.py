@@ -91,8 +91,8 @@ def test_the_run_folder_is_the_same_tree_on_disk_and_in_object_storage(two_worke
     for run in (two_workers, one_worker):
         assert expected <= set(run.location.walk_files())
         assert (run.location / "status.json").read_json()["state"] == "finished"
-        assert run.reference("last") == "step-00000012"
-        with run.checkpoint("last") as (_, meta):
+        assert run.checkpoints.pointed("last") == "step-00000012"
+        with run.checkpoints.load("last") as (_, meta):
             assert meta["progress"]["step"] == 12
     manifest = two_workers.manifest
     assert manifest["data"]["synthetic"] is True
@@ -113,8 +113,8 @@ def test_only_the_last_two_and_the_best_checkpoint_are_kept(tmp_path: Path) -> N
     for step in range(5):
         (run.location / "checkpoints" / f"step-{step}" / "checkpoint.json").write_text("{}")
         (run.location / "checkpoints" / f"step-{step}" / "model.safetensors").write_bytes(b"x")
-    run.point("best", "step-1")
-    run.remove_checkpoints(but={"step-3", "step-4", run.reference("best")})
+    run.checkpoints.point("best", "step-1")
+    run.checkpoints.remove(but={"step-3", "step-4", run.checkpoints.pointed("best")})
     assert (run.location / "checkpoints").list() == ["best", "step-1", "step-3", "step-4"]
 
 
@@ -123,7 +123,7 @@ def test_every_step_and_validation_is_recorded_once(two_workers: Run) -> None:
     assert [row["step"] for row in rows if row["kind"] == "step"] == list(range(1, 13))
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [6, 12]
     best = max((row for row in rows if row["kind"] == "validation"), key=lambda row: row["mAP"])
-    assert two_workers.reference("best") == f"step-{best['step']:08d}"
+    assert two_workers.checkpoints.pointed("best") == f"step-{best['step']:08d}"
 
 
 def test_one_and_two_workers_give_the_same_loss_curve(two_workers: Run, one_worker: Run) -> None:
@@ -303,7 +303,7 @@ def stopped_after_the_first_checkpoint(finished: Run, storage: Path, name: str) 
     moved = config.override(run.recipe, [f"storage={storage}"], where="the tests")
     (run.location / "config.yaml").write_text(moved.to_yaml())
     (run.location / "checkpoints" / "step-00000012").delete()
-    run.point("last", "step-00000006")
+    run.checkpoints.point("last", "step-00000006")
     run.write_metrics([row for row in run.metrics() if row["step"] <= 6])
     # What Ray keeps beside them is of the job that ended.
     for entry in (run.location / "checkpoints").list():
@@ -354,19 +354,19 @@ def test_training_goes_on_from_the_newest_intact_checkpoint(one_worker: Run) -> 
     warnings: list[str] = []
     try:
         path.write_bytes(content[:-1])
-        with one_worker.newest_checkpoint(warnings.append) as found:
+        with one_worker.checkpoints.newest(warnings.append) as found:
             assert found is not None and found[1]["progress"]["step"] == 6
         assert len(warnings) == 1 and "step-00000012" in warnings[0]
         older.write_bytes(bytes(len(older_content)))
         with (
             pytest.raises(WeightsError, match="step-00000006, step-00000012"),
-            one_worker.newest_checkpoint(warnings.append),
+            one_worker.checkpoints.newest(warnings.append),
         ):
             pass
     finally:
         path.write_bytes(content)
         older.write_bytes(older_content)
-    with one_worker.newest_checkpoint(warnings.append) as found:
+    with one_worker.checkpoints.newest(warnings.append) as found:
         assert found is not None and found[1]["progress"]["step"] == 12
 
 

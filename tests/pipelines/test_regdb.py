@@ -125,13 +125,13 @@ def test_an_evaluation_from_the_middle_of_a_training_is_not_its_result(
     run = split.run
     (run.location / "manifest.json").write_json({})
     run.write_status("stopped")
-    run.point("best", "step-00000004")
+    run.checkpoints.point("best", "step-00000004")
     asked = choices(split.recipe)
     early = {"checkpoint": {"step": 4}, "protocol": asked}
     (run.location / "eval" / "best-regdb.json").write_json(early)
 
     def finish(unfinished: Run) -> None:
-        unfinished.point("best", "step-00000006")
+        unfinished.checkpoints.point("best", "step-00000006")
         unfinished.write_status("finished")
 
     def evaluated(run: Run, _: object, name: str) -> dict[str, Any]:

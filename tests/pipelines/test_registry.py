@@ -20,11 +20,12 @@ from icre.model.build import build_network
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress
 from pipelines import cli
-from pipelines.retraining.registry import CLASSES, PromotionConflictError, Registry, models
+from pipelines.retraining.registry import PromotionConflictError, Registry, models
 from pipelines.runs import lease as lease_module
+from pipelines.runs.checkpoints import CheckpointStore
 from pipelines.runs.lease import LeaseLostError, hold, holder
 from pipelines.runs.networks import load_network
-from pipelines.runs.run import Run
+from pipelines.runs.run import CLASSES, Run
 from pipelines.storage import Storage
 from pipelines.storage.log import Log
 from tests.conftest import TINY
@@ -69,7 +70,7 @@ def write_snapshot(run: Run, snapshot: checkpoint.Snapshot) -> None:
         for file in (checkpoint.NETWORK, checkpoint.OPTIMIZER, checkpoint.META):
             (run.location / "checkpoints" / name / file).upload(Path(scratch) / file)
     for pointer in ("last", "best"):
-        run.point(pointer, name)
+        run.checkpoints.point(pointer, name)
 
 
 # The log
@@ -151,7 +152,7 @@ def test_a_corrupted_champion_is_named_with_the_newest_intact_one_before(tmp_pat
 def test_an_interrupted_copy_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Storage(tmp_path)
     registry, run = Registry(place, "tiny"), make_run(Storage(tmp_path), "r")
-    monkeypatch.setattr(Run, "point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(CheckpointStore, "point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         registry.promote(run, "best", after=0, by="t")
     monkeypatch.undo()

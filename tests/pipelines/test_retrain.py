@@ -113,17 +113,17 @@ class Stage:
         assert run.state != "finished"
         self.trained.append(run.name)
         network = Small(run.manifest["data"]["classes"])
-        with run.newest_checkpoint() as found:
+        with run.checkpoints.newest() as found:
             state = network.state_dict() if found is None else load((found[0] / checkpoint.NETWORK).read_bytes())
         state = {name: value + 1e-3 if value.is_floating_point() else value for name, value in state.items()}
-        if run.reference("last") != "step-00000002":
+        if run.checkpoints.pointed("last") != "step-00000002":
             snapshot = checkpoint.Snapshot(state, {}, Progress(2, None, None), run.manifest["data"]["classes"])
             folder = Path(os.environ["ICRE_CACHE"]) / f"stage-{run.name}"
             checkpoint.write_checkpoint(folder, snapshot)
             for file in (checkpoint.NETWORK, checkpoint.OPTIMIZER, checkpoint.META):
                 (run.location / "checkpoints/step-00000002" / file).upload(folder / file)
             for name in ("best", "last"):
-                run.point(name, "step-00000002")
+                run.checkpoints.point(name, "step-00000002")
         run.write_status("finished")
 
     def embed(self, url: str, name: str, data: PreparedData, split: Any, recipe: config.Recipe) -> torch.Tensor:
@@ -218,7 +218,7 @@ def test_two_nights_with_a_real_network(
 def _check_start(run: Run, champion: Run, before: list[str], after: list[str]) -> None:
     """The challenger started with the champion's weights, rows of the classifier by the identity's name."""
     start = load((run.location / "checkpoints/step-00000000" / checkpoint.NETWORK).read_bytes())
-    with champion.checkpoint("best") as (folder, _):
+    with champion.checkpoints.load("best") as (folder, _):
         weights = load((folder / checkpoint.NETWORK).read_bytes())
     fresh = initial_network(run.recipe, classes=len(after)).state_dict()
     assert len(after) == len(before) + 2
@@ -227,7 +227,9 @@ def _check_start(run: Run, champion: Run, before: list[str], after: list[str]) -
         assert torch.equal(start[CLASSIFIER][row], expected)
     others = start.keys() - {CLASSIFIER}
     assert all(torch.equal(start[name], weights[name]) for name in others)
-    trained = load((run.location / "checkpoints" / str(run.reference("last")) / checkpoint.NETWORK).read_bytes())
+    trained = load(
+        (run.location / "checkpoints" / str(run.checkpoints.pointed("last")) / checkpoint.NETWORK).read_bytes()
+    )
     assert not torch.equal(trained[CLASSIFIER], start[CLASSIFIER])
 
 
@@ -311,7 +313,8 @@ def test_a_tick_that_is_killed_at_every_write_ends_as_one_that_is_not(
         found = ended(each, "night-2")
         past = Journal(registry).past()
         runs = {
-            name: Run(registry.storage / "runs" / name).reference("best") for name in (registry.storage / "runs").list()
+            name: Run(registry.storage / "runs" / name).checkpoints.pointed("best")
+            for name in (registry.storage / "runs").list()
         }
         facts = (found.facts, found.outcome, found.reason, past.refused_in_a_row, past.metrics, past.challengers)
         results.append((history, facts, runs, (registry.location / "models").list(), registry.frozen.numbers()))
