@@ -54,7 +54,7 @@ test-method: .venv-method/.installed ## The method's tests where Ray is not inst
 			echo "error: .venv-method can import $$module; \`make clean\` and try again" >&2; exit 1; \
 		fi; \
 	done
-	OMP_NUM_THREADS=1 .venv-method/bin/python -m pytest -rs -n 2 tests/icre --confcutdir=tests/icre
+	OMP_NUM_THREADS=1 .venv-method/bin/python -m pytest -rs -n 2 --dist loadfile tests/icre --confcutdir=tests/icre
 
 constraints: ## Write constraints.txt anew: the newest versions that fit pyproject.toml, torch as it is named there
 	@rm -rf build/constraints && $(PYTHON) -m venv build/constraints
