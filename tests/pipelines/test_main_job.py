@@ -278,7 +278,7 @@ def test_who_was_trained_on_is_not_tested_and_a_data_set_that_changed_is_named(
     assert evaluate.evaluate(run, smaller, "best")["data"]["differences"] == [
         "people was prepared again after one was trained"
     ]
-    other = module_recipes(*common, "data.name=others")
+    other = module_recipes(*common, "data.name=others", "data.jpeg_quality=60")
     prepare.run(other)
     found = evaluate.evaluate(run, other, "best")["data"]["differences"]
     assert found == ["one was trained on another data set, people"]

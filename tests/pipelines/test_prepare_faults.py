@@ -52,6 +52,7 @@ def receipts(location: Storage) -> list[str]:
     return [name for name in (location / "shards").list() if name.endswith(".json")]
 
 
+@pytest.mark.slow
 def test_a_store_that_comes_back_is_waited_for(recipes: Any, place: Storage, object_store: ObjectStore) -> None:
     whole, _ = ingest.prepare(recipes(SMALL_SHARDS))
     recipe = recipes(SMALL_SHARDS, f"storage={place.url}")

@@ -45,7 +45,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(recipes: Recipes, root: Path) -> Make:
     own = [f"data.root={root}", "data.source=regdb", "data.split={val: 0.3, test: 0, file: null}"]
     short = [
-        "seed=6",
+        "data.split.seed=6",
         "train.epochs=1",
         "batch.identities=2",
         "train.steps_per_epoch=2",

@@ -106,7 +106,9 @@ def test_a_share_of_the_training_identities_validates_and_no_test_identity_does(
     for seed in range(8):
         found = dict.fromkeys(without.split_of, "train")
         try:
-            found |= surveyed(tmp_path / "data", build, source, "data.split.val=0.4", f"seed={seed}").split_of
+            found |= surveyed(
+                tmp_path / "data", build, source, "data.split.val=0.4", f"data.split.seed={seed}"
+            ).split_of
         except DataError as error:
             assert "none of them in the train split" in error.message  # so few identities that all may be drawn
             continue

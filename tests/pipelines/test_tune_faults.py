@@ -132,6 +132,7 @@ def test_figure_3_has_a_panel_for_each_key_and_the_recipe_is_in_all_of_them(
     ]
 
 
+@pytest.mark.slow
 @on_ray
 @pytest.mark.timeout(120)
 def test_tpe_goes_on_with_what_it_had_begun_and_trains_nothing_twice(
