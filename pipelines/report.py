@@ -61,19 +61,19 @@ def write(run: Run, *others: Run, with_figures: bool = False) -> Storage:
     data = _data_of(run)
     seen = [] if data is None else _pictures(run, others, data)
     with progress("report: figures of the page", unit="figures") as advance:
-        plates = FigureCollector(advance)
+        collector = FigureCollector(advance)
         page = render(
             _content(run),
             others=[_content(other) for other in others],
             image_of=_no_image if data is None else data.image,
             pictures=seen,
-            plates=plates,
+            collector=collector,
         )
     path = report_path(run)
     folder = run.location / "report" / "figures"
     folder.delete()  # figures of an earlier report
     if with_figures:
-        for name, content in plates.files().items():
+        for name, content in collector.files().items():
             (folder / name).write_bytes(content)
     path.write_text(page)
     return path

@@ -88,7 +88,8 @@ class _Embedder:
     """One embedding process: loads the network and converts batches of rows to features."""
 
     def __init__(self, run_url: str, checkpoint: str, recipe: config.Recipe) -> None:
-        torch.set_num_threads(max(1, int(recipe.evaluation.cpus_per_worker)))
+        if recipe.evaluation.workers:  # the command's own process keeps its threads
+            torch.set_num_threads(max(1, int(recipe.evaluation.cpus_per_worker)))
         self.height, self.width, self.flip = recipe.data.height, recipe.data.width, recipe.evaluation.flip
         self.device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
         self.network = load_network(run_url, checkpoint)[0].to(self.device).eval()
@@ -98,7 +99,7 @@ class _Embedder:
         pixels = np.empty((len(structs), self.height, self.width, 3), np.uint8)
         for out, struct in zip(pixels, structs, strict=True):
             images.decode(struct["bytes"], height=self.height, width=self.width, out=out)
-        infrared = torch.from_numpy(batch["modality"] == "infrared")  # the stems look at it on the CPU
+        infrared = torch.from_numpy(batch["modality"] == "infrared")  # stays on the CPU: the stems read its values
         with torch.inference_mode():
             x = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))
             features = self.network.embed(x, infrared)

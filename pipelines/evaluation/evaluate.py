@@ -61,20 +61,20 @@ def evaluate(run: Run, recipe: config.Recipe, name: str) -> dict[str, Any]:
         "synthetic": data.manifest["synthetic"],
         **measure(features, data, recipe, permutations=permutations),
     }
-    result["data"]["differences"] += changes
-    for difference in result["data"]["differences"]:
+    result["data"]["changes"] = changes
+    for difference in [*result["data"]["differences"], *changes]:
         say(f"warning: {difference}")
     result_path(run, name, recipe).write_json(result)
     return result
 
 
 def _changes_since_training(run: Run, data: PreparedData) -> list[str]:
-    """A line where the run was trained on other data. Raises DataError for test identities that it was trained on."""
+    """A sentence if the run was trained on other data. Raises DataError for test identities that it was trained on."""
     trained = run.manifest["data"]
     if data.hash == trained["hash"]:
         return []
     if data.manifest["name"] != trained["name"]:  # identities of two data sets may share names
-        return [f"{run.name} was trained on another data set, {trained['name']}"]
+        return [f"Run {run.name} was trained on another data set, {trained['name']}."]
     seen = (run.location / CLASSES).read_json(default={"seen": []})["seen"]
     leaked = sorted({record.pid for record in data.records(data.rows_of("test"))} & set(seen))
     if leaked:
@@ -84,7 +84,7 @@ def _changes_since_training(run: Run, data: PreparedData) -> list[str]:
             hint="it was prepared again with another split: prepare that of the training under another data.name, or "
             "train again",
         )
-    return [f"{trained['name']} was prepared again after {run.name} was trained"]
+    return [f"Data set {trained['name']} was prepared again after run {run.name} was trained."]
 
 
 def permutations_of(recipe: config.Recipe) -> Permutations | None:

@@ -138,8 +138,15 @@ def metric_table_markdown(evaluations: Sequence[Evaluation]) -> str:
 def _markdown(group: Sequence[Evaluation]) -> str:
     head = ["Direction", "Model", *COLUMNS.values()]
     rows = [[row.direction, row.model, *row.cells] for row in table_rows(group)]
-    notes = [f"{MEANING} {describe_protocol(group[0])}"] + ([SYNTHETIC] if group[0]["synthetic"] else [])
+    notes = [f"{MEANING} {describe_protocol(group[0])}", *training_notes(group)]
+    notes += [SYNTHETIC] if group[0]["synthetic"] else []
     return "\n\n".join([markdown_table(head, rows, numbers=range(2, len(head))), *notes])
+
+
+def training_notes(group: Sequence[Evaluation]) -> list[str]:
+    """A sentence for each run that was trained on other data than these evaluations."""
+    found = [change for evaluation in group for change in evaluation["data"].get("changes", ())]
+    return list(dict.fromkeys(found))
 
 
 def _differences(data: Mapping[str, Any]) -> str:

@@ -54,14 +54,14 @@ def render(
     image_of: ImageOf,
     others: Sequence[RunContent] = (),
     pictures: Sequence[Picture] = (),
-    plates: FigureCollector | None = None,
+    collector: FigureCollector | None = None,
 ) -> str:
     """The report of ``run``, which may be incomplete, with ``others`` that have comparable evaluations.
 
-    ``image_of(row)`` returns the encoded image of a row of the manifest's data set, or None. ``plates`` collects the
+    ``image_of(row)`` returns the encoded image of a row of the manifest's data set, or None. ``collector`` collects the
     figures for print.
     """
-    plates = plates or FigureCollector()
+    collector = collector or FigureCollector()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -80,11 +80,11 @@ def render(
         created=_minutes(manifest["created"]),
         updated=_minutes(run.status["updated"]),
         synthetic=manifest["data"]["synthetic"] or any(e["synthetic"] for e in run.evaluations),
-        results=[_result(group, number, run, image_of, plates) for number, group in enumerate(groups)],
+        results=[_result(group, number, run, image_of, collector) for number, group in enumerate(groups)],
         pictures=[
-            vars(picture) | {"figure": plates.embed(picture.name, picture.figure, "webp")} for picture in pictures
+            vars(picture) | {"figure": collector.embed(picture.name, picture.figure, "webp")} for picture in pictures
         ],
-        training=_training([run, *others], plates),
+        training=_training([run, *others], collector),
         data=_data(manifest["data"]),
         provenance=_provenance(manifest, run.evaluations),
         recipe_yaml=run.recipe_yaml,
@@ -104,7 +104,7 @@ def _own(group: Sequence[Evaluation], run: RunContent) -> list[Evaluation]:
 
 
 def _result(
-    group: Sequence[Evaluation], number: int, run: RunContent, image_of: ImageOf, plates: FigureCollector
+    group: Sequence[Evaluation], number: int, run: RunContent, image_of: ImageOf, collector: FigureCollector
 ) -> Context:
     """Template context of comparable evaluations."""
     own = _own(group, run)
@@ -115,14 +115,16 @@ def _result(
     directions = list(shown["directions"])
     # Ranked lists, camera pairs and histograms use cosine distance: a re-ranked result has none.
     by_cosine = [] if group[0]["protocol"]["rerank"] else directions
-    ranked = partial(_ranked, shown, image_of=image_of if same_data else _no_image, plates=plates, prefix=prefix)
+    ranked = partial(_ranked, shown, image_of=image_of if same_data else _no_image, collector=collector, prefix=prefix)
     return {
         "data": group[0]["data"],
         "title": metric_table.protocol_name(shown),
         "model": metric_table.model_name(shown),
         "columns": list(metric_table.COLUMNS.values()),
         "table": [(name, list(rows)) for name, rows in groupby(metric_table.table_rows(group), _direction)],
-        "protocol": f"{metric_table.MEANING} {metric_table.describe_protocol(group[0])}",
+        "protocol": " ".join(
+            [metric_table.MEANING, metric_table.describe_protocol(group[0]), *metric_table.training_notes(group)]
+        ),
         "markdown": metric_table_markdown(group),
         "summaries": [_summary(own, direction) for direction in directions],
         "cameras": [
@@ -131,8 +133,8 @@ def _result(
             if len(rows := camera_table(shown, direction)) > 1
         ],
         "cameras_meaning": CAMERAS_MEANING,
-        "cmc": [_cmc(group, direction, plates, prefix) for direction in directions],
-        "distances": plates.embed(f"{prefix}-distances", _distances(group, own), "svg") if by_cosine else None,
+        "cmc": [_cmc(group, direction, collector, prefix) for direction in directions],
+        "distances": collector.embed(f"{prefix}-distances", _distances(group, own), "svg") if by_cosine else None,
         "ranked": [ranked(direction) for direction in by_cosine],
     }
 
@@ -169,7 +171,7 @@ def _sentence(chance: float, untrained: float | None, reached: float | None) -> 
     return f"{text} against {percent(untrained)} % untrained and {by_chance}"
 
 
-def _training(runs: Sequence[RunContent], plates: FigureCollector) -> Context | None:
+def _training(runs: Sequence[RunContent], collector: FigureCollector) -> Context | None:
     metrics = runs[0].metrics
     if not metrics:
         return None
@@ -185,14 +187,14 @@ def _training(runs: Sequence[RunContent], plates: FigureCollector) -> Context | 
         best = max(validations, key=lambda row: float(row["mAP"]))
         facts.append(f"highest validation mAP {percent(best['mAP'])} % at step {best['step']}")
     alt = "Loss terms, validation metrics and learning rate over the steps of the training"
-    drawn = {"figure": plates.embed("training", figures.training_curves(metrics), "svg"), "alt": alt, "facts": facts}
+    drawn = {"figure": collector.embed("training", figures.training_curves(metrics), "svg"), "alt": alt, "facts": facts}
     if len(runs) > 1:
         compared = figures.training_comparison({run.name: run.metrics for run in runs})
-        drawn["comparison"] = plates.embed("training-comparison", compared, "svg")
+        drawn["comparison"] = collector.embed("training-comparison", compared, "svg")
     return drawn
 
 
-def _cmc(group: Sequence[Evaluation], direction: str, plates: FigureCollector, prefix: str) -> Context:
+def _cmc(group: Sequence[Evaluation], direction: str, collector: FigureCollector, prefix: str) -> Context:
     curves = {}
     for evaluation in group:
         trials = [trial["cmc"] for trial in evaluation["directions"][direction]["trials"]]
@@ -201,7 +203,7 @@ def _cmc(group: Sequence[Evaluation], direction: str, plates: FigureCollector, p
     return {
         "title": title,
         "alt": f"CMC curves, {title}",
-        "figure": plates.embed(f"{prefix}-cmc-{direction}", figures.cmc_curves(curves), "svg"),
+        "figure": collector.embed(f"{prefix}-cmc-{direction}", figures.cmc_curves(curves), "svg"),
     }
 
 
@@ -218,7 +220,7 @@ def _distances(group: Sequence[Evaluation], own: Sequence[Evaluation]) -> Figure
 
 
 def _ranked(
-    evaluation: Evaluation, direction: str, *, image_of: ImageOf, plates: FigureCollector, prefix: str
+    evaluation: Evaluation, direction: str, *, image_of: ImageOf, collector: FigureCollector, prefix: str
 ) -> Context:
     entries = evaluation["directions"][direction]["ranked"]
     lists = [
@@ -230,7 +232,7 @@ def _ranked(
     ]
     first = sum(bool(entry["gallery"]) and entry["gallery"][0]["match"] for entry in entries)
     alt = f"{len(lists)} queries with their nearest gallery images; the first one is right for {first}"
-    figure = plates.embed(f"{prefix}-ranked-{direction}", figures.ranked_list(lists), "webp") if lists else None
+    figure = collector.embed(f"{prefix}-ranked-{direction}", figures.ranked_list(lists), "webp") if lists else None
     return {"title": words(direction), "entries": entries, "figure": figure, "alt": alt}
 
 

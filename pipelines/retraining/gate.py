@@ -45,7 +45,7 @@ class Comparison:
     """Difference in the deciding metric."""
     directions: Sequence[Part]
     camera_pairs: Sequence[Part]
-    """By rank-1 if that is the deciding metric, else by mAP."""
+    """Camera pairs, compared in rank-1 if that is the deciding metric, else in mAP."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _compare(
 def _latencies(champion: Model, challenger: Model, recipe: config.Recipe) -> list[float] | None:
     if recipe.retrain.max_latency_ms is None:
         return None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if recipe.evaluation.gpus_per_worker else "cpu")
     networks, batches = [], []
     for model in (champion, challenger):
         networks.append(load_network(model.run.location.url, model.checkpoint)[0].to(device).eval())

@@ -42,30 +42,42 @@ def shown(line: Callable[[], str], *, drawn: RenderableType | None = None) -> It
 
     drawn: shown instead on a terminal.
     """
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    # Standard output may be a file of results, so prints are not redirected.
+    live = Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False)
+
+    def show(ended: bool) -> None:
+        text = line()
+        if ended:
+            return
+        if console.is_interactive:
+            live.update(drawn or Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
+        elif _is_silent_for(PLAIN_INTERVAL_S):
+            console.print(text, markup=False)
+
+    with live if console.is_interactive else contextlib.nullcontext(), polling(show):
+        yield
+
+
+@contextlib.contextmanager
+def polling(look: Callable[[bool], None]) -> Iterator[None]:
+    """Call ``look(ended)`` twice a second from a thread while the body runs, and once more with True at its end."""
     done = threading.Event()
-    thread = threading.Thread(target=_show, args=(line, drawn, done), daemon=True)
+
+    def poll() -> None:
+        while True:
+            ended = done.wait(POLL_INTERVAL_S)
+            look(ended)
+            if ended:
+                return
+
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield
     finally:
         done.set()
         thread.join()
-
-
-def _show(line: Callable[[], str], drawn: RenderableType | None, done: threading.Event) -> None:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    # Standard output may be a file of results, so prints are not redirected.
-    live = Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False)
-    with live if console.is_interactive else contextlib.nullcontext():
-        while True:
-            ended = done.wait(POLL_INTERVAL_S)
-            text = line()
-            if ended:
-                return
-            if console.is_interactive:
-                live.update(drawn or Text(text, overflow="ellipsis", no_wrap=True), refresh=True)
-            elif _is_silent_for(PLAIN_INTERVAL_S):
-                console.print(text, markup=False)
 
 
 def _is_silent_for(seconds: float) -> bool:

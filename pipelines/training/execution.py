@@ -25,7 +25,7 @@ from pipelines.runs.run import Run
 from pipelines.runtime.console import warned_of
 from pipelines.telemetry.prometheus import write_summary
 from pipelines.training.launch import steps_per_epoch
-from pipelines.training.progress import board_here, follow, on_validation
+from pipelines.training.progress import follow, on_validation, start_progress_actor
 from pipelines.training.worker_loop import Job, train_worker
 
 
@@ -40,16 +40,16 @@ def execute(run: Run, *, listen: Callable[[dict[str, Any]], None] | None = None)
     restarts: list[dict[str, Any]] = []
     try:
         data = open_data(recipe)
-        board = board_here()
+        progress_actor = start_progress_actor()
         job = Job(
             recipe=recipe.to_dict(),
             run=run.location.url,
             data=data.location.url,
             steps_per_epoch=steps_per_epoch(recipe, data),
-            board=board,
+            progress_actor=progress_actor,
         )
         failure = _fit(recipe, run, job, listen)
-        restarts = cast(Any, ray.get(board.history.remote()))
+        restarts = cast(Any, ray.get(progress_actor.history.remote()))
         if failure is not None:
             raise failure
     except IcreError as error:
@@ -69,34 +69,38 @@ def _fit(
     recipe: config.Recipe, run: Run, job: Job, listen: Callable[[dict[str, Any]], None] | None
 ) -> IcreError | None:
     """Train until the workers end; return the error that ended training early, or None."""
-    board = job["board"]
+    progress_actor = job["progress_actor"]
     try:
-        with follow(board, "train"), on_validation(board, listen), _stopping_on_sigterm(board):
+        with (
+            follow(progress_actor, "train"),
+            on_validation(progress_actor, listen),
+            _stopping_on_sigterm(progress_actor),
+        ):
             if recipe.train.workers == 0:
                 train_worker(dict(job))
             else:
                 _trainer(recipe, run, job).fit()
-            return cast(IcreError | None, ray.get(board.ended.remote()))
+            return cast(IcreError | None, ray.get(progress_actor.ended.remote()))
     except TrainingFailedError as error:
-        _give_back(board)
+        _give_back(progress_actor)
         return explain(error)
     except RayActorError:  # the controller of Ray Train died; a sweep retries such a training
-        _give_back(board)
+        _give_back(progress_actor)
         raise
 
 
-def _give_back(board: ActorHandle[Any]) -> None:
+def _give_back(progress_actor: ActorHandle[Any]) -> None:
     """Remove the placement groups of the workers.
 
     Ray Train normally does this, but not when a node that ran out of memory killed both its controller and its cleanup.
     The resources would then stay reserved until the command ends.
     """
-    for group in cast(list[PlacementGroup], ray.get(board.all_places.remote())):
+    for group in cast(list[PlacementGroup], ray.get(progress_actor.all_places.remote())):
         remove_placement_group(group)
 
 
 @contextlib.contextmanager
-def _stopping_on_sigterm(board: ActorHandle[Any]) -> Iterator[None]:
+def _stopping_on_sigterm(progress_actor: ActorHandle[Any]) -> Iterator[None]:
     """On SIGTERM, which clusters send before removing a machine, write a checkpoint and stop cleanly."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python delivers signals only to the main thread
@@ -106,7 +110,7 @@ def _stopping_on_sigterm(board: ActorHandle[Any]) -> Iterator[None]:
     def pass_on() -> None:
         asked.wait()
         if not over.is_set():
-            ray.get(board.stop.remote())
+            ray.get(progress_actor.stop.remote())
 
     # Ray must not be called inside the handler, which interrupts Ray's own wait for the training.
     threading.Thread(target=pass_on, daemon=True).start()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -19,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from icre.errors import IcreError
 from pipelines.runtime.console import say
-from pipelines.runtime.progress import POLL_INTERVAL_S, shown
+from pipelines.runtime.progress import polling, shown
 
 POST_INTERVAL_S = 0.5
 
@@ -95,24 +94,24 @@ class ProgressActor:
         return self.outcome
 
 
-def board_here() -> ActorHandle[Any]:
+def start_progress_actor() -> ActorHandle[Any]:
     """Create the actor on the driver's node, so that it survives the loss of other nodes."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: ActorHandle[Any] = ProgressActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    return board
+    progress_actor: ActorHandle[Any] = ProgressActor.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return progress_actor
 
 
 class ProgressReporter:
     """Worker 0's side: posts periodically, and reads the replies later without blocking."""
 
-    def __init__(self, board: ActorHandle[Any]) -> None:
-        self._board, self._posted, self._answer = board, -math.inf, None
+    def __init__(self, progress_actor: ActorHandle[Any]) -> None:
+        self._progress_actor, self._posted, self._answer = progress_actor, -math.inf, None
 
     def post(self, state: Callable[[], dict[str, Any]]) -> None:
         """Post ``state()`` if the last post is old enough."""
         now = time.monotonic()
         if now - self._posted > POST_INTERVAL_S:
-            self._posted, self._answer = now, self._board.post.remote(state())
+            self._posted, self._answer = now, self._progress_actor.post.remote(state())
 
     @property
     def is_stop_asked(self) -> bool:
@@ -140,41 +139,32 @@ class Rate:
 
 
 @contextlib.contextmanager
-def on_validation(board: ActorHandle[Any], listen: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+def on_validation(progress_actor: ActorHandle[Any], listen: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
     """Call ``listen`` from a thread with each durable validation; the last call happens before the body ends."""
     if listen is None:
         yield
         return
-    done = threading.Event()
+    count = 0
 
-    def pass_on() -> None:
-        count = 0
-        while True:
-            ended = done.wait(POLL_INTERVAL_S)
-            rows = cast(Any, ray.get(board.validations_after.remote(count)))
-            for row in rows:
-                listen(row)
-            count += len(rows)
-            if ended:
-                return
+    def pass_on(_: bool) -> None:
+        nonlocal count
+        rows = cast(Any, ray.get(progress_actor.validations_after.remote(count)))
+        for row in rows:
+            listen(row)
+        count += len(rows)
 
-    thread = threading.Thread(target=pass_on, daemon=True)
-    thread.start()
-    try:
+    with polling(pass_on):
         yield
-    finally:
-        done.set()
-        thread.join()
 
 
 @contextlib.contextmanager
-def follow(board: ActorHandle[Any], label: str) -> Iterator[None]:
+def follow(progress_actor: ActorHandle[Any], label: str) -> Iterator[None]:
     """Show the posted state until the body is done; print each note once."""
     told = 0
 
     def look() -> str:
         nonlocal told
-        line, notes = _news(board, label)
+        line, notes = _news(progress_actor, label)
         for note in notes[told:]:
             say(f"{label}: {note}")
         told = max(told, len(notes))
@@ -202,9 +192,9 @@ def format_line(label: str, state: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def _news(board: ActorHandle[Any], label: str) -> tuple[str, list[str]]:
+def _news(progress_actor: ActorHandle[Any], label: str) -> tuple[str, list[str]]:
     try:
-        state, notes = cast(Any, ray.get(board.read.remote(), timeout=5))
+        state, notes = cast(Any, ray.get(progress_actor.read.remote(), timeout=5))
     except ray.exceptions.RayError:
         # The progress line is best effort: cluster failures are reported by the training itself.
         return f"{label}: no news from the workers", []

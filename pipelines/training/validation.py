@@ -23,13 +23,14 @@ def validate(
 ) -> dict[str, float] | None:
     """rank1, mAP and mINP, averaged over the protocol's directions; None without validation identities.
 
-    All workers must call it. They rank the network that a checkpoint would hold: worker 0's, whose running statistics
-    of batch norm the others take over, where ``train.sync_batch_norm`` is off and each has its own.
+    All workers must call it. With ``train.sync_batch_norm=false`` each has its own running statistics; those of worker
+    0, which a checkpoint holds, replace the others' first.
     """
     rows = data.rows_of("val")
     if not rows:
         return None
-    distributed.broadcast_buffers(network)
+    if not recipe.train.sync_batch_norm:
+        distributed.broadcast_buffers(network)
     with compute.uncompiled(recipe.compute):
         features = embed_rows(network, data, rows, recipe, device)
     results = run_protocol(features, data.records(rows), for_validation(protocol_of(recipe)))

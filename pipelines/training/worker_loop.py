@@ -40,7 +40,7 @@ class Job(TypedDict):
     run: str
     data: str
     steps_per_epoch: int
-    board: Any
+    progress_actor: Any
 
 
 def train_worker(settings: dict[Any, Any]) -> None:
@@ -56,7 +56,7 @@ def train_worker(settings: dict[Any, Any]) -> None:
         _train(job, recipe, place)
     except (TrainingError, StoppedError) as error:
         if place.rank == 0:
-            ray.get(job["board"].end.remote(error))
+            ray.get(job["progress_actor"].end.remote(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
 
@@ -87,7 +87,7 @@ def _train(job: Job, recipe: config.Recipe, place: Place) -> None:
     rank, world_size, device, _ = place
     group = ray.util.get_current_placement_group()
     if rank == 0 and recipe.train.workers != 0:
-        ray.get(job["board"].placed.remote(group))
+        ray.get(job["progress_actor"].placed.remote(group))
     torch.set_num_threads(max(1, int(recipe.train.cpus_per_worker)))
     _reset_watchdog(recipe)
     _check_images(data, job, device)
@@ -97,7 +97,7 @@ def _train(job: Job, recipe: config.Recipe, place: Place) -> None:
         data,
         steps_per_epoch=job["steps_per_epoch"],
         device=device,
-        warn=job["board"].note.remote if rank == 0 else print_warning,
+        warn=job["progress_actor"].note.remote if rank == 0 else print_warning,
     )
     feed = Feed(data, recipe, job["steps_per_epoch"], rank, world_size)
     with ExitStack() as stack:
@@ -126,11 +126,11 @@ class _RankZero:
 
     def __init__(self, trainer: Trainer, job: Job, telemetry: Telemetry) -> None:
         self.trainer = trainer
-        self.board = job["board"]
-        self.reporter = ProgressReporter(self.board)
+        self.progress_actor = job["progress_actor"]
+        self.reporter = ProgressReporter(self.progress_actor)
         self.rate = Rate(step=trainer.progress.step, total=trainer.total_steps)
         self.telemetry = telemetry
-        telemetry.restarted(ray.get(job["board"].started.remote(trainer.progress.step)))
+        telemetry.restarted(ray.get(job["progress_actor"].started.remote(trainer.progress.step)))
         self.stalled = 0.0
         self.unreported: list[dict[str, Any]] = []
         self.saver = AsyncCheckpointer(
@@ -138,9 +138,9 @@ class _RankZero:
             trainer.recipe.checkpoints,
             steps_per_epoch=job["steps_per_epoch"],
             done=self._saved,
-            warn=self.board.note.remote,
+            warn=self.progress_actor.note.remote,
         )
-        self.warn = self.board.note.remote
+        self.warn = self.progress_actor.note.remote
         self.looked = time.monotonic()
         self.preemption: Any = None
 
@@ -205,7 +205,7 @@ class _RankZero:
         self.telemetry.checkpoint(seconds=saved.seconds, stall_seconds=self.stalled, step=saved.step)
         # Listeners may stop this training or use its result, so validations are reported only once durable.
         for row in [row for row in self.unreported if row["step"] <= saved.step]:
-            self.board.validated.remote(row)
+            self.progress_actor.validated.remote(row)
             self.unreported.remove(row)
 
 
@@ -229,7 +229,7 @@ def _check_images(data: PreparedData, job: Job, device: torch.device) -> None:
         EncodedCache(data)
     except DataError as error:
         problem = error
-        ray.get(job["board"].end.remote(problem))  # before rank 0 reports the end of training
+        ray.get(job["progress_actor"].end.remote(problem))  # before rank 0 reports the end of training
     if distributed.any_worker([problem is not None], device)[0]:
         raise StoppedError("images are damaged")
 

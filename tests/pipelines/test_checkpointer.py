@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from icre import config
-from icre.errors import StorageError
+from icre.errors import StorageError, WeightsError
 from icre.training import checkpoint
 from icre.training.checkpoint import Progress, Snapshot
 from pipelines.runs.checkpoints import CheckpointStore, folder_name
@@ -105,6 +105,18 @@ def test_a_kill_between_two_pointers_loses_no_best_checkpoint(
     last = int(str(run.checkpoints.pointed("last")).removeprefix("step-"))
     save_all(saver(run, Heard()), [step for step in (20, 30) if step > last], improved={20})
     assert (run.checkpoints.pointed("last"), run.checkpoints.pointed("best")) == (folder_name(30), folder_name(20))
+
+
+def test_a_network_is_read_without_the_optimiser(run: Run) -> None:
+    """Whose state is as large as the weights, or twice that; damage to it is seen only by who needs it."""
+    save_all(saver(run, Heard()), [10])
+    with run.checkpoints.load("last", optimizer=True) as (folder, _):
+        assert (folder / checkpoint.OPTIMIZER).exists()
+    (run.location / "checkpoints" / folder_name(10) / checkpoint.OPTIMIZER).write_bytes(b"cut")
+    with run.checkpoints.load("last") as (folder, _):
+        assert not (folder / checkpoint.OPTIMIZER).exists() and (folder / checkpoint.NETWORK).exists()
+    with pytest.raises(WeightsError), run.checkpoints.load("last", optimizer=True):
+        pass
 
 
 def test_a_snapshot_does_not_change_while_training_goes_on() -> None:

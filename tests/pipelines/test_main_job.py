@@ -24,6 +24,7 @@ from pipelines.data.feed import load_images
 from pipelines.data.prepared import PreparedData, open_data
 from pipelines.data.synthesize import spec_of
 from pipelines.evaluation import evaluate, features
+from pipelines.reporting.metric_table import metric_table_markdown
 from pipelines.runs.networks import load_network
 from pipelines.runs.provenance import now
 from pipelines.runs.run import Run, open_run, runs_of
@@ -271,17 +272,20 @@ def test_who_was_trained_on_is_not_tested_and_a_data_set_that_changed_is_named(
     assert set(open_data(again).classes) != set(open_data(one_worker.recipe).classes)
     with pytest.raises(DataError, match=r"trained on \d+ of its test identities"):
         evaluate.evaluate(run, again, "best")
-    assert evaluate.evaluate(run, again, "untrained")["data"]["differences"] == []
+    assert evaluate.evaluate(run, again, "untrained")["data"]["changes"] == []
 
     smaller = module_recipes(*common, "data.jpeg_quality=60")
     prepare.run(smaller)
-    assert evaluate.evaluate(run, smaller, "best")["data"]["differences"] == [
-        "people was prepared again after one was trained"
-    ]
+    prepared_again = evaluate.evaluate(run, smaller, "best")
+    (note,) = prepared_again["data"]["changes"]
+    assert note == "Data set people was prepared again after run one was trained."
+    assert note in metric_table_markdown([prepared_again]) and "published" not in metric_table_markdown(
+        [prepared_again]
+    )
     other = module_recipes(*common, "data.name=others", "data.jpeg_quality=60")
     prepare.run(other)
-    found = evaluate.evaluate(run, other, "best")["data"]["differences"]
-    assert found == ["one was trained on another data set, people"]
+    found = evaluate.evaluate(run, other, "best")["data"]["changes"]
+    assert found == ["Run one was trained on another data set, people."]
 
 
 def test_the_seed_moves_nobody_and_changes_no_draw(module_recipes: Any) -> None:

@@ -41,9 +41,9 @@ def test_the_time_left_does_not_count_the_warm_up(monkeypatch: pytest.MonkeyPatc
 
 def test_notes_are_said_once_each_and_none_is_lost_at_the_end(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     notes = ["workers were lost"]
-    monkeypatch.setattr(progress, "_news", lambda board, label: (label, list(notes)))
+    monkeypatch.setattr(progress, "_news", lambda progress_actor, label: (label, list(notes)))
     monkeypatch.setattr("pipelines.runtime.progress.POLL_INTERVAL_S", 0.001)
-    board: Any = None
-    with progress.follow(board, "train"):
+    progress_actor: Any = None
+    with progress.follow(progress_actor, "train"):
         notes.append("the last one")
     assert capsys.readouterr().err.splitlines() == ["train: workers were lost", "train: the last one"]

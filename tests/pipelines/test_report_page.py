@@ -189,7 +189,7 @@ def content(**changes: Any) -> RunContent:
 
 
 def page(**changes: Any) -> str:
-    options = {name: changes.pop(name) for name in ("image_of", "others", "pictures", "plates") if name in changes}
+    options = {name: changes.pop(name) for name in ("image_of", "others", "pictures", "collector") if name in changes}
     return render(content(**changes), **{"image_of": picture} | options)
 
 
@@ -397,34 +397,34 @@ def test_the_same_run_gives_the_same_bytes(full: str) -> None:
 def test_other_runs_stand_beside_the_first_where_they_were_evaluated_alike() -> None:
     elsewhere = evaluation("best", 5, 0.2, data={**evaluation("best", 5, 0.2)["data"], "hash": "another"})
     baseline = content(name="baseline", evaluations=[evaluation("best", 200, 0.305), elsewhere])
-    plates = FigureCollector()
-    read = Reader(page(others=[baseline], plates=plates))
+    collector = FigureCollector()
+    read = Reader(page(others=[baseline], collector=collector))
     models = {row[0] if len(row) == 7 else row[1] for row in read.rows if len(row) in (7, 8)}
     own = "demo-20261122-101500"
     assert {f"{own}: best (step 360)", f"{own}: untrained", "baseline: best (step 200)", "chance"} <= models
     assert not any("step 5" in model for model in models)
-    assert {"training", "training-comparison", "folder-0-cmc-visible_to_infrared"} <= set(plates.names)
+    assert {"training", "training-comparison", "folder-0-cmc-visible_to_infrared"} <= set(collector.names)
     # The histograms are those of the network before training and of each trained one.
     assert f"{own}, no better" not in read.text and "30.5" in read.text
 
 
 def test_each_figure_is_a_picture_for_print_too() -> None:
-    plates = FigureCollector()
+    collector = FigureCollector()
     figure = cmc_curves({"a": [0.5, 1.0]})
-    embedded = plates.embed("cmc", figure, "webp")
+    embedded = collector.embed("cmc", figure, "webp")
     assert embedded.startswith("data:image/webp;base64,")
-    files = plates.files()
+    files = collector.files()
     assert files.keys() == {"cmc.png", "cmc.pdf"} and files["cmc.pdf"].startswith(b"%PDF")
     with Image.open(io.BytesIO(files["cmc.png"])) as image:
         assert image.format == "PNG" and image.info["dpi"][0] == pytest.approx(300, abs=1)
 
 
 def test_what_the_networks_see_is_on_the_page() -> None:
-    plates = FigureCollector()
+    collector = FigureCollector()
     drawn = [Picture("grad-cam", "Where the networks look", "Some words.", cmc_curves({"a": [0.5, 1.0]}))]
-    read = Reader(page(pictures=drawn, plates=plates))
+    read = Reader(page(pictures=drawn, collector=collector))
     assert "Where the networks look" in read.text and "Some words." in read.text
-    assert len(plates.names) == sum(tag == "img" for tag, _ in read.elements)
+    assert len(collector.names) == sum(tag == "img" for tag, _ in read.elements)
 
 
 def test_camera_pairs_are_a_table_in_the_order_of_their_numbers() -> None:
